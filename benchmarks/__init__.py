@@ -1,0 +1,1 @@
+"""Speed and memory against length, beside what a user would take instead."""

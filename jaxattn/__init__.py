@@ -1,0 +1,41 @@
+"""jaxattn: efficient attention as pure functions, in JAX."""
+
+from jaxattn import patterns as patterns
+from jaxattn._src.base import AttentionMethod as AttentionMethod
+from jaxattn._src.base import AttentionShapes as AttentionShapes
+from jaxattn._src.base import take as take
+from jaxattn._src.dense_method import Dense as Dense
+from jaxattn._src.dense_method import dense as dense
+from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
+from jaxattn._src.engines.dense import dense_attention as dense_attention
+from jaxattn._src.masks import CAUSAL as CAUSAL
+from jaxattn._src.masks import FULL as FULL
+from jaxattn._src.masks import Mask as Mask
+from jaxattn._src.masks import packed as packed
+from jaxattn._src.merge import merge as merge
+from jaxattn._src.merge import Partial as Partial
+from jaxattn._src.relative import Relative as Relative
+from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
+from jaxattn._src.sliding_window import sliding_window as sliding_window
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CAUSAL",
+    "FULL",
+    "AttentionMethod",
+    "AttentionShapes",
+    "Dense",
+    "Mask",
+    "Partial",
+    "Relative",
+    "SlidingWindow",
+    "block_sparse",
+    "dense",
+    "dense_attention",
+    "merge",
+    "packed",
+    "patterns",
+    "sliding_window",
+    "take",
+]

@@ -1,0 +1,113 @@
+"""Dense softmax attention in float32: the oracle of every softmax method."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn._src import base
+from jaxattn._src import masks
+from jaxattn._src import merge
+from jaxattn._src import relative as relative_lib
+
+
+def dense_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: masks.Mask = masks.FULL,
+    pattern: Any = None,
+    relative: relative_lib.Relative | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+  """Exact softmax attention, materialising every score.
+
+  `softmax(scale * q k^T + relative) v` over the edges that `mask` and `pattern`
+  allow, computed in float32: O(T*S) time and memory. This is the oracle that
+  the sub-quadratic engines are tested against; use `block_sparse` for speed.
+
+  Args:
+    query: `[*B, T, N, H]` floats.
+    key: `[*B, S, K, H]` floats; K divides N (grouped-query attention).
+    value: `[*B, S, K, V]` floats.
+    mask: every field is honoured.
+    pattern: a static pattern, or one per head, as of `block_sparse`.
+    relative: a relative-position score term.
+    scale: factor of the scores, default `1 / sqrt(H)`.
+    return_lse: whether to return a `Partial` (float32 output and lse) instead.
+
+  Returns:
+    `[*B, T, N, V]` in query's dtype, or a `Partial`. A row that sees no key is
+    exactly zero, with zero gradient and lse `-inf`.
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  Example:
+    >>> x = jnp.ones((1, 4, 2, 8))
+    >>> dense_attention(x, x, x, mask=masks.CAUSAL).shape
+    (1, 4, 2, 8)
+
+  Source: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
+  """
+  base.check_qkv(query, key, value)
+  batch, (q_len, heads, depth) = query.shape[:-3], query.shape[-3:]
+  k_len, kv_heads = key.shape[-3:-1]
+  mask.check(batch, q_len, k_len)
+  scale = depth**-0.5 if scale is None else scale
+  group = heads // kv_heads
+  k, v = (
+      jnp.repeat(x.astype(jnp.float32), group, axis=-2) for x in (key, value)
+  )
+  scores = jnp.einsum(
+      "...tnh,...snh->...nts", query.astype(jnp.float32), k,
+      precision=jax.lax.Precision.HIGHEST,
+  )
+  scores = scores * jnp.float32(scale)
+  if relative is not None:
+    relative.check(batch, q_len, k_len, heads)
+    scores = scores + jax.lax.broadcast_to_rank(
+        relative.scores(q_len, k_len), scores.ndim
+    )
+  allowed = jax.lax.broadcast_to_rank(mask.dense(q_len, k_len), scores.ndim)
+  if pattern is not None:
+    allowed = allowed & jax.lax.broadcast_to_rank(
+        jnp.asarray(_pattern_mask(pattern, q_len, k_len, heads)), scores.ndim
+    )
+  scores = jnp.where(allowed, scores, -jnp.inf)
+  top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
+  top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top))
+  weights = jnp.exp(scores - top)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  seen = total > 0
+  total = jnp.where(seen, total, 1.0)
+  out = jnp.einsum(
+      "...nts,...snv->...tnv", weights / total, v,
+      precision=jax.lax.Precision.HIGHEST,
+  )
+  if return_lse:
+    lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)[..., 0]
+    return merge.Partial(out, jnp.swapaxes(lse, -1, -2))
+  return out.astype(query.dtype)
+
+
+def _pattern_mask(
+    pattern: Any, q_len: int, k_len: int, heads: int
+) -> np.ndarray:
+  """The pattern as `[1 or N, T, S]` bool."""
+  per_head = pattern if isinstance(pattern, tuple | list) else (pattern,)
+  if len(per_head) not in (1, heads):
+    raise ValueError(
+        f"pattern must be one, or one for each of {heads} heads; "
+        f"got {len(per_head)}."
+    )
+  i, j = np.arange(q_len)[:, None], np.arange(k_len)[None, :]
+  return np.stack(
+      [
+          np.broadcast_to(p.resolve(q_len, k_len).mask(i, j), (q_len, k_len))
+          for p in per_head
+      ]
+  )

@@ -1,0 +1,1 @@
+"""Models built of `jaxattn.nn.linen` layers, for any attention method."""

@@ -1,0 +1,210 @@
+"""The one list of methods under contract, and what their tests share.
+
+A new method is one line in `METHODS`. Where theory says which edges it attends
+to, `edges` says so independently of its pattern, and the contract compares it
+with softmax attention over them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn
+from jaxattn import positions
+
+BATCH, LENGTH, HEADS, KV_HEADS, DEPTH, VALUE = 2, 41, 4, 2, 8, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A method, and the distances `j - i` it attends to if that is all it is."""
+
+  method: Any
+  edges: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+METHODS = {
+  "dense": Case(jaxattn.dense(), lambda d: d == d),
+  "window": Case(
+    jaxattn.sliding_window(left=5), lambda d: (d <= 0) & (d >= -5)
+  ),
+  "window_two_sided": Case(
+    jaxattn.sliding_window(left=4, right=3), lambda d: (d >= -4) & (d <= 3)
+  ),
+  "window_dilated": Case(
+    jaxattn.sliding_window(left=3, dilation=2),
+    lambda d: np.isin(d, (0, -2, -4, -6)),
+  ),
+  "dense_t5": Case(
+    jaxattn.dense(
+      relative=positions.T5Bias(num_buckets=8, max_distance=20, stddev=1.0)
+    ),
+    lambda d: d == d,
+  ),
+  "window_alibi": Case(
+    jaxattn.sliding_window(
+      left=5, right=2, relative=positions.ALiBi(max_distance=5)
+    ),
+    lambda d: (d >= -5) & (d <= 2),
+  ),
+  "window_dilated_shaw": Case(
+    jaxattn.sliding_window(
+      left=3,
+      dilation=2,
+      relative=positions.ShawRelative(max_distance=4, stddev=1.0),
+    ),
+    lambda d: np.isin(d, (0, -2, -4, -6)),
+  ),
+}
+
+for_every = pytest.mark.parametrize("name", list(METHODS))
+
+
+def draw(seed: int, *, length: int = LENGTH, scale: float = 1.0) -> list[Any]:
+  """Query, key and value of the default sizes."""
+  rngs = jax.random.split(jax.random.key(seed), 3)
+  tail = ((HEADS, DEPTH), (KV_HEADS, DEPTH), (KV_HEADS, VALUE))
+  return [
+    scale * jax.random.normal(rng, (BATCH, length, *sizes))
+    for rng, sizes in zip(rngs, tail, strict=True)
+  ]
+
+
+def shapes(**changes: Any) -> jaxattn.AttentionShapes:
+  """The shapes of `draw`."""
+  base = jaxattn.AttentionShapes(
+    num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DEPTH, value_dim=VALUE
+  )
+  return dataclasses.replace(base, **changes)
+
+
+@functools.cache
+def variables(name: str) -> tuple[Any, Any]:
+  """Parameters and state of a method."""
+  return METHODS[name].method.init(jax.random.key(7), shapes())
+
+
+@functools.partial(jax.jit, static_argnames=("method",))
+def _pull(method, params, state, qkv, mask, cotangent):
+  def attend(params, qkv):
+    return method.apply(params, state, *qkv, mask=mask)[0]
+
+  out, vjp = jax.vjp(attend, params, tuple(qkv))
+  return out, vjp(cotangent)
+
+
+def pull(name: str, qkv: Any, mask: Any, cotangent: Any = None) -> Any:
+  """Output, and gradients `(params, (query, key, value))`.
+
+  One jitted function for nearly all tests, so that they share compilations.
+  """
+  params, state = variables(name)
+  method = METHODS[name].method
+  if cotangent is None:
+    cotangent = jnp.ones((*qkv[0].shape[:-1], VALUE), qkv[0].dtype)
+  return _pull(method, params, state, tuple(qkv), mask, cotangent)
+
+
+def cotangent(seed: int = 99, length: int = LENGTH) -> jax.Array:
+  """A random cotangent of the output."""
+  shape = (BATCH, length, HEADS, VALUE)
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def every_field(name: str, *, causal: bool, **changes: Any) -> jaxattn.Mask:
+  """A mask with every honoured array set; neutral but for `changes`."""
+  honours = METHODS[name].method.honours
+  valid = jnp.ones((BATCH, LENGTH), bool)
+  index = jnp.tile(jnp.arange(LENGTH)[None], (BATCH, 1))
+  fields = dict(
+    key_valid=valid,
+    query_valid=valid,
+    query_segment_ids=jnp.zeros_like(index),
+    key_segment_ids=jnp.zeros_like(index),
+  )
+  if causal:
+    fields |= dict(query_positions=index, key_positions=index)
+  fields = {k: v for k, v in fields.items() if k in honours} | changes
+  return jaxattn.Mask(causal=causal, **fields)
+
+
+def random_mask(name: str, *, causal: bool) -> jaxattn.Mask:
+  """A mask with every honoured array set to something that matters."""
+  rng = np.random.default_rng(5)
+  rows = (BATCH, LENGTH)
+  fields = dict(
+    key_valid=rng.random(rows) < 0.8,
+    query_valid=rng.random(rows) < 0.8,
+    query_segment_ids=np.sort(rng.integers(0, 3, rows)),
+    key_segment_ids=np.sort(rng.integers(0, 3, rows)),
+  )
+  if causal:
+    order = [rng.permutation(LENGTH) for _ in range(BATCH)]
+    fields |= dict(query_positions=np.stack(order), key_positions=order)
+  honours = METHODS[name].method.honours
+  changes = {k: jnp.asarray(v) for k, v in fields.items() if k in honours}
+  return every_field(name, causal=causal, **changes)
+
+
+def reference(name: str, params: Any, qkv: Any, mask: Any) -> jax.Array:
+  """Softmax attention over the edges of a case, written naively."""
+  query, key, _ = qkv
+  case = METHODS[name]
+  assert case.edges is not None
+  t, s = query.shape[1], key.shape[1]
+  distance = np.arange(s)[None, :] - np.arange(t)[:, None]
+  allowed = jnp.asarray(np.broadcast_to(case.edges(distance), (t, s)))[None]
+  shape = (query.shape[0], t, s)
+  allowed = allowed & jnp.broadcast_to(mask.dense(t, s)[..., 0, :, :], shape)
+  key, value = (jnp.repeat(x, HEADS // x.shape[2], axis=2) for x in qkv[1:])
+  scores = jnp.einsum("btnh,bsnh->bnts", query, key, precision="highest")
+  scores = scores * jnp.float32(DEPTH**-0.5)
+  scheme = getattr(case.method, "relative", None)
+  if scheme is not None:
+    logits = scheme.logits(params, query)  # [B or 1, T or 1, N, R]
+    onehot = jax.nn.one_hot(scheme.label(distance), scheme.num_labels)
+    logits = jnp.broadcast_to(
+      logits, (query.shape[0], t, HEADS, scheme.num_labels)
+    )
+    scores = scores + jnp.einsum(
+      "btnr,tsr->bnts", logits, onehot, precision="highest"
+    )
+  allowed = allowed[:, None]
+  weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
+  weights = jnp.where(jnp.any(allowed, axis=-1, keepdims=True), weights, 0.0)
+  return jnp.einsum("bnts,bsnv->btnv", weights, value, precision="highest")
+
+
+@functools.partial(jax.jit, static_argnames=("name",))
+def pull_reference(name, params, qkv, mask, cotangent):
+  """As `pull`, of the reference."""
+  out, vjp = jax.vjp(
+    lambda params, qkv: reference(name, params, qkv, mask), params, qkv
+  )
+  return out, vjp(cotangent)
+
+
+def assert_close(got: Any, want: Any, tolerance: float = 1e-5) -> None:
+  """Compares trees relative to the largest entry of each leaf, at least 1.
+
+  A sum of products rounds relative to its largest terms, not to itself; 1e-5
+  is some 80 units in the last place of float32.
+  """
+  got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+  assert len(got) == len(want)
+  for g, w in zip(got, want, strict=True):
+    g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+    scale = max(1.0, float(np.abs(w).max(initial=0.0)))
+    np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * scale)
+
+
+def assert_zero(*arrays: Any) -> None:
+  """Exactly zero, not nearly."""
+  for x in arrays:
+    np.testing.assert_array_equal(np.asarray(x), 0)
