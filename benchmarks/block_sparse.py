@@ -101,6 +101,8 @@ def compile_pass(
   jitted = jax.jit(function, keep_unused=True)
   compiled = jitted.lower(*arrays).compile()
   memory = compiled.memory_analysis()
+  if memory is None:
+    raise RuntimeError("this backend does not tell its temporary memory.")
   return Compiled(lambda: compiled(*arrays), memory.temp_size_in_bytes)
 
 
@@ -149,21 +151,21 @@ def measure(name: str, length: int) -> list[dict[str, Any]]:
     "rounds": times["gemm"].rounds,
   }
   return [
-    setting | _record(which, *passes[which], times, flops=flops, rate=rate)
+    setting | _record(which, passes[which], times, flops=flops, rate=rate)
     for which in _PRODUCTS
   ]
 
 
 def _record(
   which: str,
-  ours: Compiled,
-  dense: Compiled,
+  compiled: tuple[Compiled, Compiled],
   times: dict[str, timing.Timed],
   *,
   flops: float,
   rate: float,
 ) -> dict[str, Any]:
   """What one pass took, beside dense attention where that ran."""
+  ours, dense = compiled
   mine, other = times[f"ours {which}"], times.get(f"dense {which}")
   useful = flops * _PRODUCTS[which] / 2
   record = {
@@ -193,14 +195,9 @@ def _record(
 
 def _forward_flops(pattern: patterns.Pattern, length: int) -> float:
   """FLOPs of the two forward products over the attended tiles."""
-  report = jaxattn.explain(
-    pattern,
-    q_len=length,
-    k_len=length,
-    num_heads=_HEADS.value,
-    head_dim=_DEPTH.value,
-  )
-  return report.flops
+  return jaxattn.explain(
+    pattern, length, num_heads=_HEADS.value, head_dim=_DEPTH.value
+  ).flops
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:

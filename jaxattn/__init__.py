@@ -8,6 +8,8 @@ from jaxattn._src.dense_method import Dense as Dense
 from jaxattn._src.dense_method import dense as dense
 from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
 from jaxattn._src.engines.dense import dense_attention as dense_attention
+from jaxattn._src.explain import explain as explain
+from jaxattn._src.explain import Explanation as Explanation
 from jaxattn._src.masks import CAUSAL as CAUSAL
 from jaxattn._src.masks import FULL as FULL
 from jaxattn._src.masks import Mask as Mask
@@ -26,6 +28,7 @@ __all__ = [
     "AttentionMethod",
     "AttentionShapes",
     "Dense",
+    "Explanation",
     "Mask",
     "Partial",
     "Relative",
@@ -33,6 +36,7 @@ __all__ = [
     "block_sparse",
     "dense",
     "dense_attention",
+    "explain",
     "merge",
     "packed",
     "patterns",

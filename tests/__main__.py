@@ -79,7 +79,9 @@ def _quickstart() -> int:
 _STAGES: dict[str, Stage] = {
   "lint": _tool("ruff", "check", "."),
   "format": _tool("ruff", "format", "--check", "."),
-  "types": _tool("pyrefly", "check"),
+  "types": _tool(
+    "pyrefly", "check", f"--python-interpreter-path={sys.executable}"
+  ),
   "imports": _tool("lint-imports", "--no-cache"),
   "tests": _pytest(
     "-q", "-n", "2", "--dist", "loadfile", "-m", "not slow", "--durations=10"

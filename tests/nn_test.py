@@ -15,7 +15,6 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxattn
-from jaxattn import nn as jaxattn_nn
 from jaxattn import positions
 from jaxattn.nn import linen as linen_layers
 from jaxattn.nn import nnx as nnx_layers
@@ -72,7 +71,7 @@ def _x(seed, *shape):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-def _linen(**options):
+def _linen(**options: Any) -> Any:
   options = {"method": jaxattn.dense(), "num_heads": 2, **options}
   return linen_layers.Attention(**options)
 
@@ -131,9 +130,9 @@ class LinenTest(parameterized.TestCase):
   def test_causal_equals_flax(self):
     x = _x(0, 2, 7, 8)
     variables = _randomised(_init(_linen(), x))
-    want = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False).apply(
-      variables, x, mask=nn.make_causal_mask(jnp.ones((2, 7)))
-    )
+    flax = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
+    causal = nn.make_causal_mask(jnp.ones((2, 7)))
+    want = _apply(flax, variables, x, mask=causal)
     got = _apply(_linen(), variables, x, mask=jaxattn.CAUSAL)
     np.testing.assert_allclose(got, want, atol=2e-5)
 
@@ -314,10 +313,10 @@ _METHODS = {
 }
 
 
-def _nnx(variables, *, width=8, **options):
+def _nnx(variables, *, width=8, **options: Any) -> Any:
   """An NNX layer with the variables of a Linen one."""
   options = {"method": jaxattn.dense(), "num_heads": 2, **options}
-  layer = nnx_layers.Attention(width, rngs=nnx.Rngs(0), **options)
+  layer: Any = nnx_layers.Attention(width, rngs=nnx.Rngs(0), **options)
   for name, leaves in variables["params"].items():
     if name == "method":
       layer.method_params.set_value(leaves)
@@ -412,10 +411,8 @@ class LinenAndNnxTest(parameterized.TestCase):
     self.assertGreater(float(jnp.abs(got - other).max()), 1e-4)
 
   def test_nnx_names_and_rngs(self):
-    layer = nnx_layers.Attention(
-      8, method=Stateful(), num_heads=2, rngs=nnx.Rngs(0)
-    )
-    spec = nnx.get_partition_spec(nnx.state(layer))
+    layer = _nnx({"params": {}}, method=Stateful())
+    spec: Any = nnx.get_partition_spec(nnx.state(layer))
     self.assertEqual(
       tuple(spec["query"]["kernel"].get_value()),
       ("embed", "heads", "head_dim"),
@@ -502,105 +499,6 @@ class DecodeTest(parameterized.TestCase):
     )
     key = cache["cache"]["cache"]["key"]
     self.assertEqual((key.dtype, key.shape), (jnp.bfloat16, (3, 2, 5, 2, 4)))
-
-
-class AttentionFnTest(parameterized.TestCase):
-  def _layers(self, attention_fn=None):
-    more = {} if attention_fn is None else {"attention_fn": attention_fn}
-    return (
-      nn.MultiHeadDotProductAttention(num_heads=2, **more),
-      nnx.MultiHeadAttention(
-        2, in_features=8, decode=False, rngs=nnx.Rngs(0), **more
-      ),
-    )
-
-  def test_equals_flax(self):
-    x = _x(0, 2, 7, 8)
-    causal = jaxattn_nn.as_attention_fn(jaxattn.dense(), mask=jaxattn.CAUSAL)
-    theirs, theirs_nnx = self._layers()
-    ours, ours_nnx = self._layers(causal)
-    variables = _init(theirs, x)
-    mask = nn.make_causal_mask(jnp.ones((2, 7)))
-    np.testing.assert_allclose(
-      _apply(ours, variables, x),
-      _apply(theirs, variables, x, mask=mask),
-      atol=1e-5,
-    )
-    np.testing.assert_allclose(ours_nnx(x), theirs_nnx(x, mask=mask), atol=1e-5)
-
-  def test_is_causal_is_added(self):
-    x = _x(0, 2, 7, 8)
-    op = functools.partial(
-      jaxattn.block_sparse, pattern=jaxattn.patterns.Window(2, 2)
-    )
-    _, plain = self._layers(jaxattn_nn.as_attention_fn(op))
-    _, causal = self._layers(
-      jaxattn_nn.as_attention_fn(op, mask=jaxattn.CAUSAL)
-    )
-    np.testing.assert_allclose(plain(x, is_causal=True), causal(x), atol=1e-6)
-    self.assertGreater(float(jnp.abs(plain(x) - causal(x)).max()), 1e-3)
-
-  @parameterized.parameters(
-    ({}, {"mask": jnp.ones((2, 1, 7, 7), bool)}, "dense mask"),
-    ({"dropout_rate": 0.5}, {"deterministic": False}, "dropout"),
-    ({"precision": "highest"}, {}, "precision"),
-    ({}, {"sow_weights": True}, "sow_weights"),
-  )
-  def test_refuses_what_it_would_lose(self, options, arguments, message):
-    x = _x(0, 2, 7, 8)
-    fn = jaxattn_nn.as_attention_fn(jaxattn.dense())
-    linen = nn.MultiHeadDotProductAttention(
-      num_heads=2, attention_fn=fn, **options
-    )
-    plain = nn.MultiHeadDotProductAttention(num_heads=2)
-    variables = _init(plain, x)
-    layer = nnx.MultiHeadAttention(
-      2,
-      in_features=8,
-      decode=False,
-      rngs=nnx.Rngs(0),
-      attention_fn=fn,
-      **options,
-    )
-    with self.assertRaisesRegex(NotImplementedError, message):
-      linen.apply(
-        variables, x, rngs={"dropout": jax.random.key(0)}, **arguments
-      )
-    with self.assertRaisesRegex(NotImplementedError, message):
-      layer(x, rngs=nnx.Rngs(dropout=0), **arguments)
-
-  def test_refuses_bias_and_names_every_keyword_of_flax(self):
-    q = jnp.ones((1, 4, 2, 4))
-    fn = jaxattn_nn.as_attention_fn(jaxattn.dense())
-    with self.assertRaisesRegex(NotImplementedError, "bias"):
-      fn(q, q, q, jnp.zeros((1, 2, 4, 4)))
-    seen: dict[str, Any] = {}
-
-    def spy(query, key, value, **kwargs):
-      del query, key
-      seen.update(kwargs)
-      return value
-
-    nnx.MultiHeadAttention(
-      2, in_features=8, decode=False, rngs=nnx.Rngs(0), attention_fn=spy
-    )(_x(0, 1, 4, 8))
-    fn(q, q, q, **seen)  # A keyword it does not name raises TypeError.
-
-  def test_dtype_and_parameters(self):
-    q = _x(0, 1, 4, 2, 4)
-    fn = jaxattn_nn.as_attention_fn(jaxattn.dense())
-    self.assertEqual(fn(q, q, q, dtype=jnp.bfloat16).dtype, jnp.bfloat16)
-    method = Stateful()
-    params = {"gain": jnp.array([1.0, 3.0])}
-    fn = jaxattn_nn.as_attention_fn(
-      method, params=params, state={"steps": jnp.array(0)}
-    )
-    want = (
-      jaxattn.dense_attention(q, q, q) * params["gain"][:, None][None, None]
-    )
-    np.testing.assert_allclose(fn(q, q, q), want, atol=1e-6)
-    with self.assertRaisesRegex(ValueError, "belong to a method"):
-      jaxattn_nn.as_attention_fn(jaxattn.dense_attention, params=params)
 
 
 if __name__ == "__main__":

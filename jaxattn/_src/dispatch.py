@@ -6,7 +6,7 @@ from jaxattn._src import base
 
 # Scores in flight at a time. CPU: what stays in the last-level cache; GPU and
 # TPU: enough work per loop step to fill the device.
-_SCORE_BUDGET = {"cpu": 1 << 21, "gpu": 1 << 26, "tpu": 1 << 25}
+_SCORE_BUDGET = {"cpu": 1 << 20, "gpu": 1 << 26, "tpu": 1 << 25}
 
 
 def choose(engine: str, implementation: base.Implementation) -> str:
@@ -36,4 +36,4 @@ def choose(engine: str, implementation: base.Implementation) -> str:
 
 def score_budget() -> int:
   """Scores that an XLA engine holds at a time on the default backend."""
-  return _SCORE_BUDGET.get(jax.default_backend(), 1 << 21)
+  return _SCORE_BUDGET.get(jax.default_backend(), 1 << 20)

@@ -127,20 +127,19 @@ class DecoderConfig:
     return methods * self.num_layers if len(methods) == 1 else methods
 
 
-def _with_scheme(method: base.AttentionMethod) -> base.AttentionMethod:
+def _with_scheme(method: Any) -> Any:
   """The method with a T5 bias, unless it has a scheme already."""
   fields = {f.name for f in dataclasses.fields(method)}
   if "relative" not in fields:
     raise ValueError(
-      f"positions='relative' needs methods with the option `relative`; "
-      f"{type(method).__name__} has {sorted(fields)}. Take positions="
-      "'rotary' or 'learned'."
+      "positions='relative' needs methods with the option `relative`; "
+      f"{type(method).__name__} has {sorted(fields)}. Take positions='rotary' "
+      "or 'learned'."
     )
   if method.relative is not None:
     return method
-  return dataclasses.replace(
-    method, relative=positions_lib.T5Bias(bidirectional=False)
-  )
+  scheme = positions_lib.T5Bias(bidirectional=False)
+  return dataclasses.replace(method, relative=scheme)
 
 
 class Block(nn.Module, kw_only=True):

@@ -40,6 +40,7 @@ def as_attention_fn(
 
   Raises:
     ValueError: if `params` or `state` are given with an op, which has none.
+      The function returned raises it if they are not those of the method.
 
   Example:
     >>> from flax import linen as nn
@@ -82,29 +83,63 @@ def as_attention_fn(
   ) -> jax.Array:
     # The softmax is in float32 always; without dropout its rng is of no use.
     del broadcast_dropout, dropout_rng, force_fp32_for_softmax
-    refused = {
-      "a dense mask": mask is not None,
-      "bias": bias is not None,
-      "attention dropout": dropout_rate > 0.0 and not deterministic,
-      "precision": precision is not None,
-      "sow_weights": module is not None,
-      "an einsum": qk_attn_weights_einsum is not None
+    _refuse(
+      dense_mask=mask is not None,
+      bias=bias is not None,
+      dropout=dropout_rate > 0.0 and not deterministic,
+      precision=precision is not None,
+      sow_weights=module is not None,
+      einsum=qk_attn_weights_einsum is not None
       or attn_weights_value_einsum is not None,
-    }
-    for name, given in refused.items():
-      if given:
-        raise NotImplementedError(
-          f"as_attention_fn cannot honour {name}; give masks as a "
-          "jaxattn.Mask: as_attention_fn(..., mask=...), and leave the rest "
-          "at its default."
-        )
+    )
     if dtype is not None:
       query, key, value = (x.astype(dtype) for x in (query, key, value))
     both = dataclasses.replace(
       structured, causal=structured.causal or is_causal
     )
     if is_method:
+      _check_variables(method_or_op, params, state, query, key, value)
       return method_or_op.apply(params, state, query, key, value, mask=both)[0]
     return method_or_op(query, key, value, mask=both)
 
   return attention_fn
+
+
+def _refuse(**given: bool) -> None:
+  """Raises NotImplementedError for the first that is given."""
+  for name, is_given in given.items():
+    if is_given:
+      raise NotImplementedError(
+        f"as_attention_fn cannot honour {name.replace('_', ' ')}; give masks "
+        "as a jaxattn.Mask, as_attention_fn(..., mask=...), and leave the rest "
+        "at its default."
+      )
+
+
+def _check_variables(
+  method: base.AttentionMethod,
+  params: base.Params,
+  state: base.State,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+) -> None:
+  """Raises ValueError if the method has variables that were not given."""
+  shapes = base.AttentionShapes(
+    num_heads=query.shape[-2],
+    num_kv_heads=key.shape[-2],
+    head_dim=query.shape[-1],
+    value_dim=value.shape[-1],
+  )
+  wanted = jax.eval_shape(
+    lambda rng: method.init(rng, shapes), jax.random.key(0)
+  )
+  for name, want, found in zip(
+    ("params", "state"), wanted, (params, state), strict=True
+  ):
+    if jax.tree.structure(want) != jax.tree.structure(found):
+      raise ValueError(
+        f"{name} of {method} must have the structure "
+        f"{jax.tree.structure(want)}, got {jax.tree.structure(found)}; make "
+        "them with its init, or use the Attention layer."
+      )

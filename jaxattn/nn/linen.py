@@ -115,19 +115,9 @@ class Attention(nn.Module, kw_only=True):
       train=train,
       decode=decode,
     )
-    source = x if context is None else context
     shapes = self._shapes(x.shape[-1])
     names = mixing.axis_names(self.num_heads, self.num_kv_heads)
-    query, key, value = (
-      self._project(name, (heads, shapes.head_dim), names[name])(inputs)
-      for name, heads, inputs in (
-        ("query", self.num_heads, x),
-        ("key", shapes.kv_heads, source),
-        ("value", shapes.kv_heads, source),
-      )
-    )
-    if self.qk_norm:
-      query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
+    query, key, value = self._heads(x, context, shapes, names)
     params, state = self._method_variables(shapes)
     if decode and not self.has_variable("cache", "cache"):
       raise ValueError(
@@ -191,6 +181,27 @@ class Attention(nn.Module, kw_only=True):
       shapes=shapes,
     )
     self.put_variable("cache", "cache", cache)
+
+  def _heads(
+    self,
+    x: jax.Array,
+    context: jax.Array | None,
+    shapes: base.AttentionShapes,
+    names: dict[str, tuple[str, ...]],
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries `[*B, T, N, H]`, keys and values `[*B, S, K, H]`."""
+    source = x if context is None else context
+    query, key, value = (
+      self._project(name, (heads, shapes.head_dim), names[name])(inputs)
+      for name, heads, inputs in (
+        ("query", self.num_heads, x),
+        ("key", shapes.kv_heads, source),
+        ("value", shapes.kv_heads, source),
+      )
+    )
+    if self.qk_norm:
+      query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
+    return query, key, value
 
   def _shapes(self, width: int) -> base.AttentionShapes:
     return base.AttentionShapes(

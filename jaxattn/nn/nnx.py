@@ -1,6 +1,7 @@
 """The attention layer for Flax NNX: one for every method."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,52 +89,37 @@ class Attention(nnx.Module):
       head_dim=mixing.head_size(in_features, num_heads, head_dim),
       dtype=param_dtype,
     )
-    context_width = (
-      in_features if context_features is None else context_features
-    )
     names = mixing.axis_names(num_heads, num_kv_heads)
-
-    def project(name: str, sizes: Any, features: Any, axis: Any, init: Any):
-      split = 1 if isinstance(sizes, int) else len(sizes)
-      return nnx.LinearGeneral(
-        sizes,
-        features,
-        axis=axis,
-        use_bias=use_bias,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=init,
-        bias_init=bias_init,
-        rngs=rngs,
-        kernel_metadata=_named(names[name]),
-        bias_metadata=_named(names[name][split:]),
-      )
-
-    heads, kv_heads = (
-      (n, shapes.head_dim) for n in (num_heads, shapes.kv_heads)
+    project = functools.partial(
+      _project,
+      use_bias=use_bias,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      bias_init=bias_init,
+      rngs=rngs,
     )
-    self.query = project("query", in_features, heads, -1, kernel_init)
-    self.key = project("key", context_width, kv_heads, -1, kernel_init)
-    self.value = project("value", context_width, kv_heads, -1, kernel_init)
+    source = in_features if context_features is None else context_features
+    heads = (num_heads, shapes.head_dim)
+    kv_heads = (shapes.kv_heads, shapes.head_dim)
+    self.query = project(names["query"], (in_features,), heads, kernel_init)
+    self.key = project(names["key"], (source,), kv_heads, kernel_init)
+    self.value = project(names["value"], (source,), kv_heads, kernel_init)
     self.out = project(
-      "out",
+      names["out"],
       heads,
-      in_features if out_features is None else out_features,
-      (-2, -1),
+      (in_features if out_features is None else out_features,),
       out_kernel_init or kernel_init,
     )
-    self.query_norm, self.key_norm = (
-      nnx.RMSNorm(
-        shapes.head_dim,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-        scale_metadata=_named(("head_dim",)),
-      )
-      if qk_norm
-      else None
-      for _ in range(2)
+    norm = functools.partial(
+      nnx.RMSNorm,
+      shapes.head_dim,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      rngs=rngs,
+      scale_metadata=_named(("head_dim",)),
     )
+    self.query_norm = norm() if qk_norm else None
+    self.key_norm = norm() if qk_norm else None
     params, state = method.init(rngs.params(), shapes)
     self.method_params = (
       nnx.Param(params) if mixing.has_leaves(params) else None
@@ -187,18 +173,19 @@ class Attention(nnx.Module):
       train=train,
       decode=decode,
     )
-    if decode and self.cache is None:
+    cache = self.cache if decode else None
+    if decode and cache is None:
       raise ValueError("decode=True needs a cache; make it with init_cache.")
     source = x if context is None else context
     query, key, value = self.query(x), self.key(source), self.value(source)
     if self.query_norm is not None and self.key_norm is not None:
       query, key = self.query_norm(query), self.key_norm(key)
     params, state = self._method_variables()
-    out, state, cache = mixing.mix(
+    out, state, grown = mixing.mix(
       self.method,
       params,
       state,
-      self.cache.get_value() if decode else None,
+      None if cache is None else cache.get_value(),
       query,
       key,
       value,
@@ -210,8 +197,8 @@ class Attention(nnx.Module):
       train=train,
       rng=None if rngs is None else rngs.attention(),
     )
-    if decode:
-      self.cache.set_value(cache)
+    if cache is not None:
+      cache.set_value(grown)
     if train and self.method_state is not None:
       self.method_state.set_value(state)
     return self.out(out)
@@ -238,10 +225,30 @@ class Attention(nnx.Module):
     )
 
   def _method_variables(self) -> tuple[base.Params, base.State]:
-    return tuple(
-      () if v is None else v.get_value()
-      for v in (self.method_params, self.method_state)
+    params, state = self.method_params, self.method_state
+    return (
+      () if params is None else params.get_value(),
+      () if state is None else state.get_value(),
     )
+
+
+def _project(
+  names: tuple[str, ...],
+  inputs: tuple[int, ...],
+  features: tuple[int, ...],
+  kernel_init: Initializer,
+  **options: Any,
+) -> nnx.LinearGeneral:
+  """A linear map of the last axes, with logical axis names."""
+  return nnx.LinearGeneral(
+    inputs,
+    features,
+    axis=tuple(range(-len(inputs), 0)),
+    kernel_init=kernel_init,
+    kernel_metadata=_named(names),
+    bias_metadata=_named(names[len(inputs) :]),
+    **options,
+  )
 
 
 def _named(names: tuple[str, ...]) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def block_sparse(
   mask.check(batch, q_len, k_len)
   if relative is not None:
     relative.check(batch, q_len, k_len, heads)
+  if tile is not None and (tile < 8 or tile % 8):
+    raise ValueError(f"tile must be a positive multiple of 8, got {tile}.")
   dispatch.choose("block_sparse", implementation)
   per_head = _per_head(pattern, heads, causal=mask.causal and not mask.dynamic_causal)
   call = _Call(

@@ -347,13 +347,11 @@ def _over_slots(run: _Pass, slots: _Slots, num_full: int, unit: int, visit, star
     size = last - first
     if not size:
       continue
-    chunks = -(-size // limit)
-    step = size // chunks  # A full chunk may not be padded, so it is no larger.
-    scanned = chunks * step if chunks > 1 else 0
+    chunks = size // limit if size > limit else 0
+    scanned = chunks * limit
     if scanned:
-      if carry is None:
-        carry = start()
-      carry = _scan_slots(slots, first, step, chunks, masked, carry, visit)
+      carry = start() if carry is None else carry
+      carry = _scan_slots(slots, first, limit, chunks, masked, carry, visit)
     if scanned < size:
       part = slice(first + scanned, last)
       table = slots.table[:, part] if masked else None
