@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from absl import app
 from absl import flags
+from absl import logging
 
 import jaxattn
 from benchmarks import timing
@@ -227,6 +228,7 @@ def main(argv: list[str]) -> None:
   """Measures all lengths and patterns, writes and prints the results."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  logging.set_verbosity(logging.WARNING)  # No word on absent backends.
   where = timing.environment()
   print(
     f"{where['device']} ({where['platform']}, {where['cores']} cores), "

@@ -17,29 +17,29 @@ from jaxattn._src.masks import packed as packed
 from jaxattn._src.merge import merge as merge
 from jaxattn._src.merge import Partial as Partial
 from jaxattn._src.relative import Relative as Relative
-from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
 from jaxattn._src.sliding_window import sliding_window as sliding_window
+from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CAUSAL",
-    "FULL",
-    "AttentionMethod",
-    "AttentionShapes",
-    "Dense",
-    "Explanation",
-    "Mask",
-    "Partial",
-    "Relative",
-    "SlidingWindow",
-    "block_sparse",
-    "dense",
-    "dense_attention",
-    "explain",
-    "merge",
-    "packed",
-    "patterns",
-    "sliding_window",
-    "take",
+  "CAUSAL",
+  "FULL",
+  "AttentionMethod",
+  "AttentionShapes",
+  "Dense",
+  "Explanation",
+  "Mask",
+  "Partial",
+  "Relative",
+  "SlidingWindow",
+  "block_sparse",
+  "dense",
+  "dense_attention",
+  "explain",
+  "merge",
+  "packed",
+  "patterns",
+  "sliding_window",
+  "take",
 ]

@@ -13,15 +13,15 @@ from jaxattn._src.patterns import Summary as Summary
 from jaxattn._src.patterns import Window as Window
 
 __all__ = [
-    "Causal",
-    "Chunked",
-    "Full",
-    "Global",
-    "Pattern",
-    "RandomBlocks",
-    "Strided",
-    "Summary",
-    "Window",
-    "dilated",
-    "fixed",
+  "Causal",
+  "Chunked",
+  "Full",
+  "Global",
+  "Pattern",
+  "RandomBlocks",
+  "Strided",
+  "Summary",
+  "Window",
+  "dilated",
+  "fixed",
 ]

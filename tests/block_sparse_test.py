@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import zlib
 
-from absl.testing import parameterized
 import hypothesis
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.testing import parameterized
+from hypothesis import strategies as st
 
 import jaxattn
 from jaxattn import patterns
@@ -41,6 +41,10 @@ def _floats(rng, *shape):
   return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
+def _ids(rng, batch, length):
+  return jnp.asarray(rng.integers(0, 3, (batch, length)), jnp.int32)
+
+
 def _score(attend, cotangents, *arrays):
   """A number whose gradient has the given cotangents of out and lse."""
   out, lse = attend(*arrays)
@@ -54,8 +58,9 @@ def _compare(case, ours, oracle, cotangents, *arrays, atol=_ATOL):
   results = []
   for attend in (ours, oracle):
     run = jax.value_and_grad(
-        functools.partial(_score, attend, cotangents),
-        argnums=tuple(range(len(arrays))), has_aux=True,
+      functools.partial(_score, attend, cotangents),
+      argnums=tuple(range(len(arrays))),
+      has_aux=True,
     )
     (_, (out, lse)), grads = jax.jit(run)(*arrays)
     results.append((out, jnp.where(jnp.isneginf(lse), -99.0, lse), *grads))
@@ -72,13 +77,13 @@ def _mask(draw, rng, batch, q_len, k_len):
   if draw(st.booleans()):
     given["query_valid"] = jnp.asarray(rng.random((1, q_len)) < 0.7)
   if draw(st.booleans()):
-    ids = lambda n: jnp.asarray(rng.integers(0, 3, (batch, n)), jnp.int32)
-    given |= {"query_segment_ids": ids(q_len), "key_segment_ids": ids(k_len)}
+    given["query_segment_ids"] = _ids(rng, batch, q_len)
+    given["key_segment_ids"] = _ids(rng, batch, k_len)
   if draw(st.booleans()):
     given["causal"] = True
     if draw(st.booleans()):
       given["query_positions"] = jnp.asarray(
-          rng.integers(0, 30, (batch, q_len)), jnp.int32
+        rng.integers(0, 30, (batch, q_len)), jnp.int32
       )
   return jaxattn.Mask(**given)
 
@@ -89,11 +94,10 @@ def _relative(draw, rng, batch, q_len, k_len, heads):
   if kind == "none":
     return (), lambda: None
   if kind == "ids":
-    ids = lambda n: jnp.asarray(rng.integers(0, 3, (batch, n)), jnp.int32)
-    q_ids, k_ids = ids(q_len), ids(k_len)
+    q_ids, k_ids = _ids(rng, batch, q_len), _ids(rng, batch, k_len)
     logits = _floats(rng, batch, draw(st.sampled_from([1, q_len])), heads, 7)
     return (logits,), lambda x: jaxattn.Relative(
-        logits=x, label=_Pair(), query_ids=q_ids, key_ids=k_ids
+      logits=x, label=_Pair(), query_ids=q_ids, key_ids=k_ids
     )
   shape = (batch, q_len) if kind == "own" else (1, 1)
   logits = _floats(rng, *shape, heads, 7)
@@ -101,7 +105,6 @@ def _relative(draw, rng, batch, q_len, k_len, heads):
 
 
 class BlockSparseTest(parameterized.TestCase):
-
   @hypothesis.given(data=st.data())
   def test_equals_the_oracle(self, data):
     """Values, lse and all gradients, over patterns, masks, heads and terms."""
@@ -116,29 +119,38 @@ class BlockSparseTest(parameterized.TestCase):
     mask = _mask(draw, rng, batch, q_len, k_len)
     logits, term = _relative(draw, rng, batch, q_len, k_len, heads)
     arrays = (
-        _floats(rng, batch, q_len, heads, 8),
-        _floats(rng, batch, k_len, kv_heads, 8),
-        _floats(rng, batch, k_len, kv_heads, 6),
-        *logits,
+      _floats(rng, batch, q_len, heads, 8),
+      _floats(rng, batch, k_len, kv_heads, 8),
+      _floats(rng, batch, k_len, kv_heads, 6),
+      *logits,
     )
     cotangents = (
-        _floats(rng, batch, q_len, heads, 6), _floats(rng, batch, q_len, heads)
+      _floats(rng, batch, q_len, heads, 6),
+      _floats(rng, batch, q_len, heads),
     )
 
     def attend(op, query, key, value, *logits):
       return op(
-          query, key, value, pattern=pattern, mask=mask,
-          relative=term(*logits), return_lse=True,
+        query,
+        key,
+        value,
+        pattern=pattern,
+        mask=mask,
+        relative=term(*logits),
+        return_lse=True,
       )
 
-    ours = functools.partial(jaxattn.block_sparse, tile=draw(
-        st.sampled_from([8, None])))
+    ours = functools.partial(
+      jaxattn.block_sparse, tile=draw(st.sampled_from([8, None]))
+    )
     # A tiny budget takes the chunked paths that long inputs take.
     with self._budget(draw(st.sampled_from([1, 1 << 20]))):
       _compare(
-          self, functools.partial(attend, ours),
-          functools.partial(attend, jaxattn.dense_attention), cotangents,
-          *arrays,
+        self,
+        functools.partial(attend, ours),
+        functools.partial(attend, jaxattn.dense_attention),
+        cotangents,
+        *arrays,
       )
 
   def _budget(self, scores):
@@ -152,14 +164,19 @@ class BlockSparseTest(parameterized.TestCase):
 
     def score(query, key, value):
       found = jaxattn.block_sparse(
-          query, key, value, pattern=patterns.Window(3, 3),
-          mask=jaxattn.Mask(key_valid=valid), return_lse=True, tile=8,
+        query,
+        key,
+        value,
+        pattern=patterns.Window(3, 3),
+        mask=jaxattn.Mask(key_valid=valid),
+        return_lse=True,
+        tile=8,
       )
       total = jnp.sum(found.out) + (jnp.sum(found.lse[:, 10:]) if lse else 0.0)
       return total, found
 
     grads, found = jax.grad(score, argnums=(0, 1, 2), has_aux=True)(
-        query, key, value
+      query, key, value
     )
     np.testing.assert_array_equal(found.out[:, :5], 0)
     np.testing.assert_array_equal(found.lse[:, :5], -np.inf)
@@ -185,7 +202,7 @@ class BlockSparseTest(parameterized.TestCase):
         return jnp.sum((out * dout).astype(jnp.float32)), out
 
       found, out = jax.grad(score, argnums=(0, 1, 2), has_aux=True)(
-          query, key, value
+        query, key, value
       )
       self.assertEqual(found[0].dtype, dtype)
       return [x.astype(jnp.float32) for x in (out, *found)]
@@ -201,7 +218,7 @@ class BlockSparseTest(parameterized.TestCase):
     want = jax.nn.dot_product_attention(query, key, value)
     np.testing.assert_allclose(got, want, atol=_ATOL)
     got = jaxattn.block_sparse(
-        query, key, value, pattern=patterns.Full(), mask=jaxattn.CAUSAL
+      query, key, value, pattern=patterns.Full(), mask=jaxattn.CAUSAL
     )
     want = jax.nn.dot_product_attention(query, key, value, is_causal=True)
     np.testing.assert_allclose(got, want, atol=_ATOL)
@@ -210,7 +227,7 @@ class BlockSparseTest(parameterized.TestCase):
     rng = np.random.default_rng(3)
     query, key, value = (_floats(rng, 2, 3, 17, 2, 8) for _ in range(3))
     attend = functools.partial(
-        jaxattn.block_sparse, pattern=patterns.Window(4, 2), tile=8
+      jaxattn.block_sparse, pattern=patterns.Window(4, 2), tile=8
     )
     got = attend(query, key, value)
     for other in (jax.vmap(attend), jax.jit(attend), jax.remat(attend)):
@@ -221,10 +238,10 @@ class BlockSparseTest(parameterized.TestCase):
     query, key, value = (_floats(rng, 1, 17, 2, 8) for _ in range(3))
     for pattern in (patterns.Full(), patterns.Window(2, 3)):
       attend = functools.partial(
-          jaxattn.block_sparse, query, key, pattern=pattern
+        jaxattn.block_sparse, query, key, pattern=pattern
       )
       want = jaxattn.dense_attention(
-          query, key, value, pattern=pattern, scale=0.3
+        query, key, value, pattern=pattern, scale=0.3
       )
       np.testing.assert_allclose(attend(value, scale=0.3), want, atol=_ATOL)
       np.testing.assert_allclose(attend(jnp.ones_like(value)), 1.0, atol=1e-6)
@@ -236,7 +253,7 @@ class BlockSparseTest(parameterized.TestCase):
     def run(query):
       traces.append(1)
       return jaxattn.block_sparse(
-          query, query, query, pattern=patterns.Window(2, 0)
+        query, query, query, pattern=patterns.Window(2, 0)
       )
 
     x = jnp.ones((1, 9, 1, 8))
@@ -244,16 +261,24 @@ class BlockSparseTest(parameterized.TestCase):
     self.assertLen(traces, 1)
 
   @parameterized.named_parameters(
-      ("rank", {"key": (9, 2, 8)}, {}, "one rank"),
-      ("heads", {"key": (1, 9, 3, 8), "value": (1, 9, 3, 8)}, {},
-       "key/value heads must divide"),
-      ("depth", {"key": (1, 9, 2, 4)}, {}, "last axis"),
-      ("mask", {}, {"mask": jaxattn.Mask(key_valid=jnp.ones((1, 8), bool))},
-       r"mask.key_valid must have shape \(1, 9\), got \(1, 8\)"),
-      ("pattern", {}, {"pattern": 3}, "pattern must be a jaxattn.patterns"),
-      ("per head", {}, {"pattern": (patterns.Full(),) * 3}, "each of 2 heads"),
-      ("name", {}, {"implementation": "cuda"}, "implementation must be"),
-      ("tile", {}, {"tile": 12}, "tile must be a positive multiple of 8"),
+    ("rank", {"key": (9, 2, 8)}, {}, "one rank"),
+    (
+      "heads",
+      {"key": (1, 9, 3, 8), "value": (1, 9, 3, 8)},
+      {},
+      "key/value heads must divide",
+    ),
+    ("depth", {"key": (1, 9, 2, 4)}, {}, "last axis"),
+    (
+      "mask",
+      {},
+      {"mask": jaxattn.Mask(key_valid=jnp.ones((1, 8), bool))},
+      r"mask.key_valid must have shape \(1, 9\), got \(1, 8\)",
+    ),
+    ("pattern", {}, {"pattern": 3}, "pattern must be a jaxattn.patterns"),
+    ("per head", {}, {"pattern": (patterns.Full(),) * 3}, "each of 2 heads"),
+    ("name", {}, {"implementation": "cuda"}, "implementation must be"),
+    ("tile", {}, {"tile": 12}, "tile must be a positive multiple of 8"),
   )
   def test_bad_arguments_are_named(self, shapes, options, message):
     shape = {"query": (1, 9, 2, 8), "key": (1, 9, 2, 8), "value": (1, 9, 2, 8)}
@@ -266,7 +291,7 @@ class BlockSparseTest(parameterized.TestCase):
     x = jnp.ones((1, 9, 2, 8))
     with self.assertRaisesRegex(NotImplementedError, "implementation=None"):
       jaxattn.block_sparse(
-          x, x, x, pattern=patterns.Full(), implementation="pallas"
+        x, x, x, pattern=patterns.Full(), implementation="pallas"
       )
 
 

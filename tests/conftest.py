@@ -42,17 +42,16 @@ hypothesis.settings.load_profile("jaxattn")
 STRICT_DTYPES = frozenset(
   {
     "block_sparse_test",
-    "dense_test",
     "explain_test",
     "jaxpr_walker_test",
-    "kv_cache_test",
     "layout_test",
     "masks_test",
     "merge_test",
     "method_contract_test",
+    "method_cost_test",
+    "method_decoding_test",
     "patterns_test",
     "positions_test",
-    "relative_test",
   }
 )
 

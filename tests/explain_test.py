@@ -1,18 +1,17 @@
 """What `explain` tells is what the engine does."""
 
-from absl.testing import parameterized
 import numpy as np
+from absl.testing import parameterized
 
 import jaxattn
 from jaxattn import patterns
 
 
 class ExplainTest(parameterized.TestCase):
-
   def test_counts_a_window_by_hand(self):
     """Four tiles of 8: each row sees its own and the one before, but row 0."""
     found = jaxattn.explain(
-        patterns.Window(7, 0), 32, num_heads=2, head_dim=4, tile=8
+      patterns.Window(7, 0), 32, num_heads=2, head_dim=4, tile=8
     )
     self.assertEqual(found.edges, 32 * 8 - 28)
     self.assertEqual(found.tiles, 7)
@@ -25,11 +24,11 @@ class ExplainTest(parameterized.TestCase):
 
   def test_names_the_re_indexing(self):
     found = jaxattn.explain(
-        patterns.fixed(128, 8) | patterns.Strided(64), 4096, causal=True
+      patterns.fixed(128, 8) | patterns.Strided(64), 4096, causal=True
     )
     self.assertEqual(
-        [p.reindexing for p in found.pieces],
-        ["none", "256 key columns gathered", "residue classes modulo 64"],
+      [p.reindexing for p in found.pieces],
+      ["none", "256 key columns gathered", "residue classes modulo 64"],
     )
     for part in ("GFLOP", "residue classes modulo 64", "by xla"):
       self.assertIn(part, str(found))
@@ -42,12 +41,12 @@ class ExplainTest(parameterized.TestCase):
     lines = jaxattn.explain(patterns.Window(500, 0), 16384).draw(16).split("\n")
     self.assertEqual({len(line) for line in lines}, {16})
     np.testing.assert_array_equal(
-        [line.count("+") for line in lines], [1] + [2] * 15
+      [line.count("+") for line in lines], [1] + [2] * 15
     )
 
   @parameterized.named_parameters(
-      ("pattern", (3, 8), "pattern must be"),
-      ("length", (patterns.Full(), 0), "query_length must be at least 1"),
+    ("pattern", (3, 8), "pattern must be"),
+    ("length", (patterns.Full(), 0), "query_length must be at least 1"),
   )
   def test_bad_arguments_are_named(self, args, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -229,13 +229,14 @@ class GenerateTest(parameterized.TestCase):
     tokens = generation.generate(
       model, variables, prompt, max_new_tokens=2, rng=jax.random.key(0)
     )
-    logits = model.apply(variables, prompt[:1])[0, -1]
+    apply = jax.jit(model.apply)
+    logits = apply(variables, prompt[:1])[0, -1]
     got = np.bincount(np.asarray(tokens[:, 0]), minlength=13) / rows
     # Standard deviation of a frequency: at most sqrt(1 / 4 / 4000) = 0.008.
     np.testing.assert_allclose(got, jax.nn.softmax(logits), atol=4 * 0.008)
     likely = int(np.argmax(got))
     second = tokens[:, 1][tokens[:, 0] == likely]
-    logits = model.apply(variables, jnp.array([[1, 2, 3, likely]]))[0, -1]
+    logits = apply(variables, jnp.array([[1, 2, 3, likely]]))[0, -1]
     got = np.bincount(np.asarray(second), minlength=13) / len(second)
     spread = (0.25 / len(second)) ** 0.5
     np.testing.assert_allclose(got, jax.nn.softmax(logits), atol=4 * spread)
@@ -267,9 +268,9 @@ class GenerateTest(parameterized.TestCase):
     ({"max_new_tokens": 15}, "max_length 17 exceeds"),
     ({"top_k": 0}, "top_k"),
   )
-  def test_errors(self, options: Any, message):
+  def test_errors(self, given, message):
     model, variables = _model(num_layers=1, positions="learned")
-    options = {"max_new_tokens": 2, "rng": jax.random.key(0), **options}
+    options: Any = {"max_new_tokens": 2, "rng": jax.random.key(0), **given}
     with self.assertRaisesRegex(ValueError, message):
       generation.generate(model, variables, jnp.array([[1, 2, 3]]), **options)
 

@@ -2,10 +2,10 @@
 
 import time
 
-from absl.testing import parameterized
 import hypothesis
-from hypothesis import strategies as st
 import numpy as np
+from absl.testing import parameterized
+from hypothesis import strategies as st
 
 from jaxattn import patterns
 from jaxattn._src import layout
@@ -14,7 +14,7 @@ from tests import pattern_strategies
 
 def _mask(pattern, q_len, k_len):
   found = pattern.resolve(q_len, k_len).mask(
-      np.arange(q_len)[:, None], np.arange(k_len)[None, :]
+    np.arange(q_len)[:, None], np.arange(k_len)[None, :]
   )
   return np.broadcast_to(found, (q_len, k_len))
 
@@ -28,25 +28,24 @@ def _edges(pieces, q_len, k_len):
 
 
 class LayoutTest(parameterized.TestCase):
-
   @hypothesis.settings(max_examples=300)
   @hypothesis.given(
-      pattern=pattern_strategies.patterns_strategy(),
-      q_len=st.sampled_from(pattern_strategies.LENGTHS),
-      k_len=st.sampled_from(pattern_strategies.LENGTHS),
-      tile=st.sampled_from([8, 16, None]),
+    pattern=pattern_strategies.patterns_strategy(),
+    q_len=st.sampled_from(pattern_strategies.LENGTHS),
+    k_len=st.sampled_from(pattern_strategies.LENGTHS),
+    tile=st.sampled_from([8, 16, None]),
   )
   def test_pieces_hold_every_edge_once(self, pattern, q_len, k_len, tile):
     pieces = layout.compile_pattern(pattern, q_len, k_len, tile)
     np.testing.assert_array_equal(
-        _edges(pieces, q_len, k_len), _mask(pattern, q_len, k_len)
+      _edges(pieces, q_len, k_len), _mask(pattern, q_len, k_len)
     )
 
   @hypothesis.settings(max_examples=100)
   @hypothesis.given(
-      pattern=pattern_strategies.patterns_strategy(),
-      length=st.sampled_from([31, 64]),
-      transpose=st.booleans(),
+    pattern=pattern_strategies.patterns_strategy(),
+    length=st.sampled_from([31, 64]),
+    transpose=st.booleans(),
   )
   def test_groups_visit_every_tile_once(self, pattern, length, transpose):
     for piece in layout.compile_pattern(pattern, length, length, 8):
@@ -54,22 +53,33 @@ class LayoutTest(parameterized.TestCase):
       for group in layout.groups(tiles, transpose=transpose):
         self.assertTrue((group.table[:, : group.num_full] == 0).all())
         for row, cols, table in zip(
-            group.rows, group.cols, group.table, strict=True
+          group.rows, group.cols, group.table, strict=True
         ):
-          pairs = [(row, c) for c, t in zip(cols, table, strict=True)
-                   if t < len(tiles.masks)]
+          pairs = [
+            (row, c)
+            for c, t in zip(cols, table, strict=True)
+            if t < len(tiles.masks)
+          ]
           found += [p[::-1] for p in pairs] if transpose else pairs
       want = zip(tiles.rows, tiles.cols, strict=True)
       self.assertCountEqual(found, list(want))
 
   @parameterized.named_parameters(
-      ("window", patterns.Window(256, 256), 3),
-      ("bigbird", patterns.Window(96, 96) | patterns.Global(64)
-       | patterns.RandomBlocks(3, 64), 5),
-      ("strided", patterns.Window(127, 0)
-       | patterns.Strided(128) & patterns.Causal(), 4),
-      ("dilated", patterns.dilated(32, 32, dilation=4), 4),
-      ("causal", patterns.Causal(), 2),
+    ("window", patterns.Window(256, 256), 3),
+    (
+      "bigbird",
+      patterns.Window(96, 96)
+      | patterns.Global(64)
+      | patterns.RandomBlocks(3, 64),
+      5,
+    ),
+    (
+      "strided",
+      patterns.Window(127, 0) | patterns.Strided(128) & patterns.Causal(),
+      4,
+    ),
+    ("dilated", patterns.dilated(32, 32, dilation=4), 4),
+    ("causal", patterns.Causal(), 2),
   )
   def test_equal_masks_are_stored_once(self, pattern, most):
     for piece in layout.compile_pattern(pattern, 4096, 4096):

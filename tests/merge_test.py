@@ -2,10 +2,10 @@
 
 import functools
 
-from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.testing import absltest
 
 import jaxattn
 from jaxattn import patterns
@@ -17,8 +17,8 @@ _ATOL = 2e-6
 def _inputs(length=12):
   rng = np.random.default_rng(0)
   return tuple(
-      jnp.asarray(rng.normal(size=(2, length, 3, 4)), jnp.float32)
-      for _ in range(3)
+    jnp.asarray(rng.normal(size=(2, length, 3, 4)), jnp.float32)
+    for _ in range(3)
   )
 
 
@@ -31,12 +31,11 @@ def _pieces():
 
 def _partial(pattern, query, key, value):
   return jaxattn.dense_attention(
-      query, key, value, pattern=pattern, return_lse=True
+    query, key, value, pattern=pattern, return_lse=True
   )
 
 
 class MergeTest(absltest.TestCase):
-
   def test_equals_attention_over_the_union(self):
     union = functools.reduce(lambda a, b: a | b, _pieces())
 
@@ -54,8 +53,8 @@ class MergeTest(absltest.TestCase):
     for got, want in zip(merged(*qkv), whole(*qkv), strict=True):
       np.testing.assert_allclose(got, want, atol=_ATOL)
     grads = [
-        jax.grad(functools.partial(score, f), argnums=(0, 1, 2))(*qkv)
-        for f in (merged, whole)
+      jax.grad(functools.partial(score, f), argnums=(0, 1, 2))(*qkv)
+      for f in (merged, whole)
     ]
     for got, want in zip(*grads, strict=True):
       np.testing.assert_allclose(got, want, atol=10 * _ATOL)

@@ -11,27 +11,29 @@ _small = st.integers(0, 8)
 _size = st.integers(1, 8)
 
 _atoms = st.one_of(
-    st.just(patterns.Full()),
-    st.just(patterns.Causal()),
-    st.builds(patterns.Window, _small, _small),
-    st.builds(patterns.Window, st.none(), st.integers(-3, 4)),
-    st.builds(patterns.Strided, st.integers(2, 6)),
-    st.builds(patterns.dilated, _small, _small, dilation=st.integers(2, 4)),
-    st.builds(patterns.Chunked, _size, st.integers(0, 1), st.integers(0, 1)),
-    st.builds(patterns.fixed, st.just(4), st.integers(1, 3)),
-    st.builds(patterns.Summary, st.just(5), st.integers(1, 3)),
-    st.builds(patterns.Global, _size, st.booleans(), st.booleans()),
-    st.builds(patterns.RandomBlocks, st.integers(1, 2), _size, _size),
+  st.just(patterns.Full()),
+  st.just(patterns.Causal()),
+  st.builds(patterns.Window, _small, _small),
+  st.builds(patterns.Window, st.none(), st.integers(-3, 4)),
+  st.builds(patterns.Strided, st.integers(2, 6)),
+  st.builds(patterns.dilated, _small, _small, dilation=st.integers(2, 4)),
+  st.builds(patterns.Chunked, _size, st.integers(0, 1), st.integers(0, 1)),
+  st.builds(patterns.fixed, st.just(4), st.integers(1, 3)),
+  st.builds(patterns.Summary, st.just(5), st.integers(1, 3)),
+  st.builds(patterns.Global, _size, st.booleans(), st.booleans()),
+  st.builds(patterns.RandomBlocks, st.integers(1, 2), _size, _size),
 )
 
 
 def patterns_strategy() -> st.SearchStrategy:
   """Patterns of up to four atoms joined by `|`, `&` and `-`."""
   return st.recursive(
-      _atoms,
-      lambda inner: st.builds(
-          lambda a, b, how: (a | b, a & b, a - b)[how],
-          inner, inner, st.integers(0, 2),
-      ),
-      max_leaves=4,
+    _atoms,
+    lambda inner: st.builds(
+      lambda a, b, how: (a | b, a & b, a - b)[how],
+      inner,
+      inner,
+      st.integers(0, 2),
+    ),
+    max_leaves=4,
   )

@@ -198,7 +198,7 @@ class SchemeTest(StrictTestCase):
       scheme.init(jax.random.key(0), shapes),
     )
     term = term(params)
-    got, _ = jaxattn.dense(relative=scheme).apply(
+    got, _ = jax.jit(jaxattn.dense(relative=scheme).apply)(
       params,
       (),
       *map(jnp.asarray, (q, k, v)),
@@ -262,7 +262,8 @@ class SchemeTest(StrictTestCase):
       )
       return jnp.sum(jnp.square(out))
 
-    grad = jax.grad(loss)(params["table"])
+    loss = jax.jit(loss)
+    grad = jax.jit(jax.grad(loss))(params["table"])
     step = jnp.zeros_like(grad).at[1, 2].set(1e-2)
     numeric = loss(params["table"] + step) - loss(params["table"] - step)
     # Central difference of a float32 loss of order 10: error about 1e-3.

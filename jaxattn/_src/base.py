@@ -15,6 +15,7 @@ Params = Any  # Trained: a pytree of arrays, `()` when the method has none.
 State = Any  # Carried and never differentiated; `()` when empty.
 Cache = Any  # What decoding keeps: a pytree of arrays with leading axes `*B`.
 Causality = Literal["none", "values", "strict"]
+STRICT: Causality = "strict"
 Implementation = Literal["xla", "pallas"] | None
 
 
@@ -75,54 +76,69 @@ class AttentionMethod(Protocol):
   Source: the pair of pure functions of optax's GradientTransformation.
   """
 
-  honours: frozenset[str]
-  causality: Causality
-  time_exponent: float
-  memory_exponent: float
+  @property
+  def honours(self) -> frozenset[str]:
+    """Names of the mask fields that `apply` honours."""
+    ...
+
+  @property
+  def causality(self) -> Causality:
+    """What a causal mask guarantees."""
+    ...
+
+  @property
+  def time_exponent(self) -> float:
+    """Growth of time with length."""
+    ...
+
+  @property
+  def memory_exponent(self) -> float:
+    """Growth of temporary memory with length."""
+    ...
 
   def init(
-      self, rng: jax.Array, shapes: AttentionShapes
+    self, rng: jax.Array, shapes: AttentionShapes
   ) -> tuple[Params, State]:
     """Makes the trained parameters and the carried state."""
     ...
 
   def apply(
-      self,
-      params: Params,
-      state: State,
-      query: jax.Array,
-      key: jax.Array,
-      value: jax.Array,
-      *,
-      mask: masks.Mask = masks.FULL,
-      rng: jax.Array | None = None,
-      train: bool = False,
+    self,
+    params: Params,
+    state: State,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: masks.Mask = masks.FULL,
+    rng: jax.Array | None = None,
+    train: bool = False,
   ) -> tuple[jax.Array, State]:
     """Attends: `[*B,T,N,H] [*B,S,K,H] [*B,S,K,V] -> [*B,T,N,V]`, and state."""
     ...
 
   def init_cache(
-      self,
-      params: Params,
-      state: State,
-      *,
-      batch_shape: tuple[int, ...],
-      max_length: int,
-      shapes: AttentionShapes,
+    self,
+    params: Params,
+    state: State,
+    *,
+    batch_shape: tuple[int, ...],
+    max_length: int,
+    shapes: AttentionShapes,
   ) -> Cache:
     """Makes an empty decoding cache; its dtype is `shapes.dtype`."""
     ...
 
   def extend(
-      self,
-      params: Params,
-      state: State,
-      cache: Cache,
-      query: jax.Array,
-      key: jax.Array,
-      value: jax.Array,
-      *,
-      key_valid: jax.Array | None = None,
+    self,
+    params: Params,
+    state: State,
+    cache: Cache,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_valid: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache]:
     """Appends new tokens and attends from them, causally.
 
@@ -148,14 +164,15 @@ def take(cache: Cache, rows: jax.Array) -> Cache:
     ValueError: if `rows` is not a vector of integers.
 
   Example:
-    >>> take({"length": jnp.array([3, 5])}, jnp.array([1, 1]))["length"].tolist()
+    >>> cache = {"length": jnp.array([3, 5])}
+    >>> take(cache, jnp.array([1, 1]))["length"].tolist()
     [5, 5]
 
   Source: beam search with a cache, as in Flax's lm1b example.
   """
   if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
     raise ValueError(
-        f"rows must be a vector of integers, got {rows.dtype}{rows.shape}."
+      f"rows must be a vector of integers, got {rows.dtype}{rows.shape}."
     )
   return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), cache)
 
@@ -174,20 +191,20 @@ def check_qkv(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
   shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
   if not query.ndim == key.ndim == value.ndim or query.ndim < 3:
     raise ValueError(
-        "query, key and value must have one rank, at least 3: [*B, T, N, H], "
-        f"[*B, S, K, H], [*B, S, K, V]; got {shapes}."
+      "query, key and value must have one rank, at least 3: [*B, T, N, H], "
+      f"[*B, S, K, H], [*B, S, K, V]; got {shapes}."
     )
   if query.shape[:-3] != key.shape[:-3] or key.shape[:-1] != value.shape[:-1]:
     raise ValueError(
-        "query, key and value must share the leading axes, and key and value "
-        f"their length and heads; got {shapes}."
+      "query, key and value must share the leading axes, and key and value "
+      f"their length and heads; got {shapes}."
     )
   if query.shape[-1] != key.shape[-1]:
     raise ValueError(f"query and key must share their last axis; got {shapes}.")
   if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
     raise ValueError(
-        "key/value heads must divide the query heads (grouped-query attention); "
-        f"got {shapes}."
+      "key/value heads must divide the query heads (grouped-query attention); "
+      f"got {shapes}."
     )
   for name, x in (("query", query), ("key", key), ("value", value)):
     if not jnp.issubdtype(x.dtype, jnp.floating):

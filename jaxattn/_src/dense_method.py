@@ -2,7 +2,6 @@
 
 import dataclasses
 from typing import Any
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,61 +42,65 @@ class Dense:
   relative: Any = None
   implementation: base.Implementation = None
 
-  honours: ClassVar[frozenset[str]] = masks.ALL_FIELDS
-  causality: ClassVar[base.Causality] = "strict"
-  time_exponent: ClassVar[float] = 2.0
-  memory_exponent: ClassVar[float] = 1.0
+  honours = masks.ALL_FIELDS
+  causality = base.STRICT
+  time_exponent = 2.0
+  memory_exponent = 1.0
 
   def init(
-      self, rng: jax.Array, shapes: base.AttentionShapes
+    self, rng: jax.Array, shapes: base.AttentionShapes
   ) -> tuple[base.Params, base.State]:
     """Makes the parameters of the relative scheme; there is no state."""
     return relative_lib.init_scheme(self.relative, rng, shapes), ()
 
   def apply(
-      self,
-      params: base.Params,
-      state: base.State,
-      query: jax.Array,
-      key: jax.Array,
-      value: jax.Array,
-      *,
-      mask: masks.Mask = masks.FULL,
-      rng: jax.Array | None = None,
-      train: bool = False,
+    self,
+    params: base.Params,
+    state: base.State,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: masks.Mask = masks.FULL,
+    rng: jax.Array | None = None,
+    train: bool = False,
   ) -> tuple[jax.Array, base.State]:
     """Attends to every key that `mask` allows; see `AttentionMethod`."""
     del rng, train
     out = engine.block_sparse(
-        query, key, value, pattern=patterns.Full(), mask=mask,
-        relative=relative_lib.of_scheme(self.relative, params, query),
-        implementation=self.implementation,
+      query,
+      key,
+      value,
+      pattern=patterns.Full(),
+      mask=mask,
+      relative=relative_lib.of_scheme(self.relative, params, query),
+      implementation=self.implementation,
     )
     return out, state
 
   def init_cache(
-      self,
-      params: base.Params,
-      state: base.State,
-      *,
-      batch_shape: tuple[int, ...],
-      max_length: int,
-      shapes: base.AttentionShapes,
+    self,
+    params: base.Params,
+    state: base.State,
+    *,
+    batch_shape: tuple[int, ...],
+    max_length: int,
+    shapes: base.AttentionShapes,
   ) -> base.Cache:
     """Makes an empty cache of `max_length` tokens a row."""
     del params, state
     return kv_cache.init(batch_shape, max_length, shapes)
 
   def extend(
-      self,
-      params: base.Params,
-      state: base.State,
-      cache: base.Cache,
-      query: jax.Array,
-      key: jax.Array,
-      value: jax.Array,
-      *,
-      key_valid: jax.Array | None = None,
+    self,
+    params: base.Params,
+    state: base.State,
+    cache: base.Cache,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_valid: jax.Array | None = None,
   ) -> tuple[jax.Array, base.Cache]:
     """Appends new tokens and attends causally; see `AttentionMethod`.
 
@@ -109,57 +112,67 @@ class Dense:
     if query.shape[-3] == 1:
       seen = kv_cache.positions(grown)
       out = oracle.dense_attention(
-          query, grown["key"], grown["value"],
-          mask=masks.Mask(key_valid=seen >= 0, query_valid=key_valid),
-          relative=relative_lib.with_positions(
-              relative, cache["length"][..., None], seen
-          ),
+        query,
+        grown["key"],
+        grown["value"],
+        mask=masks.Mask(key_valid=seen >= 0, query_valid=key_valid),
+        relative=relative_lib.with_positions(
+          relative, cache["length"][..., None], seen
+        ),
       )
       return out, grown
     old = self._attend_cache(cache, query, key_valid, relative)
     new = engine.block_sparse(
-        query, key, value, pattern=patterns.Causal(),
-        mask=masks.Mask(key_valid=key_valid, query_valid=key_valid),
-        relative=relative, return_lse=True, implementation=self.implementation,
+      query,
+      key,
+      value,
+      pattern=patterns.Causal(),
+      mask=masks.Mask(key_valid=key_valid, query_valid=key_valid),
+      relative=relative,
+      return_lse=True,
+      implementation=self.implementation,
     )
     return merge.merge(old, new).out.astype(query.dtype), grown
 
   def _attend_cache(
-      self,
-      cache: base.Cache,
-      query: jax.Array,
-      key_valid: jax.Array | None,
-      relative: relative_lib.Relative | None,
+    self,
+    cache: base.Cache,
+    query: jax.Array,
+    key_valid: jax.Array | None,
+    relative: relative_lib.Relative | None,
   ) -> merge.Partial:
-    """Attention from new tokens to the cached ones, skipped if there are none."""
+    """Attention from new tokens to the cached ones, if there are any."""
     position = jnp.arange(query.shape[-3], dtype=jnp.int32)
     position = cache["length"][..., None] + jax.lax.broadcast_to_rank(
-        position, cache["length"].ndim + 1
+      position, cache["length"].ndim + 1
     )
     seen = kv_cache.positions(cache)
     relative = relative_lib.with_positions(relative, position, seen)
 
     def attend() -> merge.Partial:
       return engine.block_sparse(
-          query, cache["key"].astype(query.dtype),
-          cache["value"].astype(query.dtype), pattern=patterns.Full(),
-          mask=masks.Mask(key_valid=seen >= 0, query_valid=key_valid),
-          relative=relative, return_lse=True,
-          implementation=self.implementation,
+        query,
+        cache["key"].astype(query.dtype),
+        cache["value"].astype(query.dtype),
+        pattern=patterns.Full(),
+        mask=masks.Mask(key_valid=seen >= 0, query_valid=key_valid),
+        relative=relative,
+        return_lse=True,
+        implementation=self.implementation,
       )
 
     def nothing() -> merge.Partial:
       shape = (*query.shape[:-1], cache["value"].shape[-1])
       return merge.Partial(
-          jnp.zeros(shape, jnp.float32),
-          jnp.full(shape[:-1], -jnp.inf, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.full(shape[:-1], -jnp.inf, jnp.float32),
       )
 
     return jax.lax.cond(jnp.any(cache["length"] > 0), attend, nothing)
 
 
 def dense(
-    *, relative: Any = None, implementation: base.Implementation = None
+  *, relative: Any = None, implementation: base.Implementation = None
 ) -> Dense:
   """Returns the dense method: exact softmax attention over all keys.
 

@@ -27,10 +27,10 @@ def choose(engine: str, implementation: base.Implementation) -> str:
     return "xla"
   if implementation == "pallas":
     raise NotImplementedError(
-        f"no Pallas kernel serves {engine} yet; pass implementation=None."
+      f"no Pallas kernel serves {engine} yet; pass implementation=None."
     )
   raise ValueError(
-      f"implementation must be 'xla', 'pallas' or None, got {implementation!r}."
+    f"implementation must be 'xla', 'pallas' or None, got {implementation!r}."
   )
 
 

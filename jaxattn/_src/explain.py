@@ -86,18 +86,20 @@ class Explanation:
     """A paragraph and a line for each piece."""
     edges = "not counted" if self.edges is None else f"{self.edges:,}"
     lines = [
-        f"{self.query_length:,} queries x {self.key_length:,} keys, "
-        f"{edges} edges; computes {self.density:.2%} of all scores in "
-        f"{self.tiles:,} tiles",
-        f"forward: {self.flops / 1e9:.2f} GFLOP, {self.bytes / 2**20:.1f} MiB "
-        f"read and written, by {self.implementation}",
+      f"{self.query_length:,} queries x {self.key_length:,} keys, "
+      f"{edges} edges; computes {self.density:.2%} of all scores in "
+      f"{self.tiles:,} tiles",
+      f"forward: {self.flops / 1e9:.2f} GFLOP, {self.bytes / 2**20:.1f} MiB "
+      f"read and written, by {self.implementation}",
     ]
     for at, piece in enumerate(self.pieces):
-      rows = ", ".join(f"{n} rows of {width} tiles" for n, width, _ in piece.rows)
+      rows = ", ".join(
+        f"{n} rows of {width} tiles" for n, width, _ in piece.rows
+      )
       lines.append(
-          f"piece {at}: re-indexing {piece.reindexing}, tiles of "
-          f"{piece.query_tile} x {piece.key_tile}, {piece.tiles:,} visited "
-          f"({piece.full_tiles:,} full, {piece.masks} distinct masks): {rows}"
+        f"piece {at}: re-indexing {piece.reindexing}, tiles of "
+        f"{piece.query_tile} x {piece.key_tile}, {piece.tiles:,} visited "
+        f"({piece.full_tiles:,} full, {piece.masks} distinct masks): {rows}"
       )
     return "\n".join(lines)
 
@@ -127,12 +129,14 @@ class Explanation:
     longest = max(self.query_length, self.key_length)
     step = max(1, -(-longest // size))
     rows, cols = (
-        layout_lib.Fold(n, 1, step) for n in (self.query_length, self.key_length)
+      layout_lib.Fold(n, 1, step) for n in (self.query_length, self.key_length)
     )
     classes = self.pattern.classes(
-        patterns.Tiles(rows.index), patterns.Tiles(cols.index)
+      patterns.Tiles(rows.index), patterns.Tiles(cols.index)
     )
-    classes = np.where(cols.real.all(1)[None, :], classes, np.minimum(classes, 1))
+    classes = np.where(
+      np.all(cols.real, 1)[None, :], classes, np.minimum(classes, 1)
+    )
     # Closed forms leave some cells open; the predicate settles those.
     for row, col in zip(*np.nonzero(classes == patterns.PARTIAL), strict=True):
       i, j = rows.index[row][rows.real[row]], cols.index[col][cols.real[col]]
@@ -143,16 +147,16 @@ class Explanation:
 
 
 def explain(
-    pattern: patterns.Pattern,
-    query_length: int,
-    key_length: int | None = None,
-    *,
-    num_heads: int = 1,
-    head_dim: int = 64,
-    causal: bool = False,
-    bytes_per_element: int = 4,
-    tile: int | None = None,
-    implementation: base.Implementation = None,
+  pattern: patterns.Pattern,
+  query_length: int,
+  key_length: int | None = None,
+  *,
+  num_heads: int = 1,
+  head_dim: int = 64,
+  causal: bool = False,
+  bytes_per_element: int = 4,
+  tile: int | None = None,
+  implementation: base.Implementation = None,
 ) -> Explanation:
   """Tells what `block_sparse` makes of a pattern, without running it.
 
@@ -183,7 +187,7 @@ def explain(
   """
   if not isinstance(pattern, patterns.Pattern):
     raise ValueError(
-        f"pattern must be a jaxattn.patterns.Pattern, got {pattern!r}."
+      f"pattern must be a jaxattn.patterns.Pattern, got {pattern!r}."
     )
   key_length = query_length if key_length is None else key_length
   for name, n in (("query_length", query_length), ("key_length", key_length)):
@@ -196,21 +200,21 @@ def explain(
   tiles = sum(p.layout.tiles for p in pieces)
   scores = sum(p.layout.scores for p in pieces)
   read = sum(
-      2 * p.query.num * p.query.tile + 2 * p.layout.tiles * p.key.tile
-      for p in pieces
+    2 * p.query.num * p.query.tile + 2 * p.layout.tiles * p.key.tile
+    for p in pieces
   )
   return Explanation(
-      query_length=query_length,
-      key_length=key_length,
-      pieces=tuple(_explain_piece(p) for p in pieces),
-      edges=_count_edges(pattern, query_length, key_length),
-      tiles=tiles,
-      scores=scores,
-      density=scores / (query_length * key_length),
-      flops=4 * scores * head_dim * num_heads,
-      bytes=read * head_dim * num_heads * bytes_per_element,
-      implementation=dispatch.choose("block_sparse", implementation),
-      pattern=pattern,
+    query_length=query_length,
+    key_length=key_length,
+    pieces=tuple(_explain_piece(p) for p in pieces),
+    edges=_count_edges(pattern, query_length, key_length),
+    tiles=tiles,
+    scores=scores,
+    density=scores / (query_length * key_length),
+    flops=4 * scores * head_dim * num_heads,
+    bytes=read * head_dim * num_heads * bytes_per_element,
+    implementation=dispatch.choose("block_sparse", implementation),
+    pattern=pattern,
   )
 
 
@@ -223,21 +227,21 @@ def _explain_piece(piece: layout_lib.Piece) -> PieceExplanation:
   else:
     how = "none"
   return PieceExplanation(
-      reindexing=how,
-      query_tile=piece.query.tile,
-      key_tile=key.tile,
-      tiles=piece.layout.tiles,
-      full_tiles=int((piece.layout.table == 0).sum()),
-      masks=len(piece.layout.masks) - 1,
-      rows=tuple(
-          (len(g.rows), g.cols.shape[1], g.num_full)
-          for g in layout_lib.groups(piece.layout)
-      ),
+    reindexing=how,
+    query_tile=piece.query.tile,
+    key_tile=key.tile,
+    tiles=piece.layout.tiles,
+    full_tiles=int((piece.layout.table == 0).sum()),
+    masks=len(piece.layout.masks) - 1,
+    rows=tuple(
+      (len(g.rows), g.cols.shape[1], g.num_full)
+      for g in layout_lib.groups(piece.layout)
+    ),
   )
 
 
 def _count_edges(
-    pattern: patterns.Pattern, q_len: int, k_len: int
+  pattern: patterns.Pattern, q_len: int, k_len: int
 ) -> int | None:
   if q_len * k_len > 1 << 28:
     return None
@@ -246,8 +250,6 @@ def _count_edges(
   total = 0
   for start in range(0, q_len, step):
     rows = i[start : start + step, None]
-    found = np.broadcast_to(
-        pattern.mask(rows, j[None, :]), (len(rows), k_len)
-    )
+    found = np.broadcast_to(pattern.mask(rows, j[None, :]), (len(rows), k_len))
     total += int(found.sum())
   return total

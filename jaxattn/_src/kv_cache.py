@@ -9,7 +9,7 @@ from jaxattn._src import base
 
 
 def init(
-    batch_shape: tuple[int, ...], size: int, shapes: base.AttentionShapes
+  batch_shape: tuple[int, ...], size: int, shapes: base.AttentionShapes
 ) -> dict[str, jax.Array]:
   """An empty cache of `size` tokens a row.
 
@@ -23,17 +23,17 @@ def init(
   """
   heads = (*batch_shape, size, shapes.kv_heads)
   return {
-      "key": jnp.zeros((*heads, shapes.head_dim), shapes.dtype),
-      "value": jnp.zeros((*heads, shapes.value_size), shapes.dtype),
-      "length": jnp.zeros(batch_shape, jnp.int32),
+    "key": jnp.zeros((*heads, shapes.head_dim), shapes.dtype),
+    "value": jnp.zeros((*heads, shapes.value_size), shapes.dtype),
+    "length": jnp.zeros(batch_shape, jnp.int32),
   }
 
 
 def write(
-    cache: dict[str, jax.Array],
-    key: jax.Array,
-    value: jax.Array,
-    key_valid: jax.Array | None,
+  cache: dict[str, jax.Array],
+  key: jax.Array,
+  value: jax.Array,
+  key_valid: jax.Array | None,
 ) -> dict[str, jax.Array]:
   """Appends new tokens; token `p` of a row lies in slot `p mod size`.
 
@@ -62,14 +62,14 @@ def write(
     rows = rows.reshape(-1, *rows.shape[-3:]).astype(kept_rows.dtype)
     slots = slot.reshape(-1, new)
     flat = jax.vmap(lambda c, s, x: c.at[s].set(x, mode="drop"))(
-        flat, slots, rows
+      flat, slots, rows
     )
     return flat.reshape(kept_rows.shape)
 
   return {
-      "key": put(cache["key"], key),
-      "value": put(cache["value"], value),
-      "length": length + count,
+    "key": put(cache["key"], key),
+    "value": put(cache["value"], value),
+    "length": length + count,
   }
 
 
@@ -95,7 +95,7 @@ def in_order(cache: dict[str, jax.Array]) -> tuple[Any, Any, jax.Array]:
   size = cache["key"].shape[-3]
   wanted = jnp.arange(size, dtype=jnp.int32) - size
   wanted = cache["length"][..., None] + jax.lax.broadcast_to_rank(
-      wanted, cache["length"].ndim + 1
+    wanted, cache["length"].ndim + 1
   )
   slot = (wanted % size)[..., None, None]
   key = jnp.take_along_axis(cache["key"], slot, axis=-3)

@@ -18,6 +18,10 @@ _TILES = {32: 1.6, 64: 1.15, 128: 1.0}  # Relative cost of a score, by tile.
 _STRIP = 1 << 22  # Tile pairs classified at a time.
 
 
+def _ceil(size: int, part: int) -> int:
+  return -(-size // part)
+
+
 @dataclasses.dataclass(frozen=True)
 class Fold:
   """Tokens grouped by residue class modulo `stride`, each cut in tiles.
@@ -35,7 +39,7 @@ class Fold:
   @property
   def per_class(self) -> int:
     """Tiles of one residue class."""
-    return -(-(-(-self.length // self.stride)) // self.tile)
+    return _ceil(_ceil(self.length, self.stride), self.tile)
 
   @property
   def num(self) -> int:
@@ -70,7 +74,7 @@ class Columns:
   @property
   def num(self) -> int:
     """Tiles in all."""
-    return -(-len(self.columns) // self.tile)
+    return _ceil(len(self.columns), self.tile)
 
   @functools.cached_property
   def index(self) -> np.ndarray:
@@ -168,7 +172,7 @@ class Piece:
 
 @functools.lru_cache(maxsize=256)
 def compile_pattern(
-    pattern: patterns.Pattern, q_len: int, k_len: int, tile: int | None = None
+  pattern: patterns.Pattern, q_len: int, k_len: int, tile: int | None = None
 ) -> tuple[Piece, ...]:
   """Compiles a pattern to disjoint pieces whose edges are exactly its own.
 
@@ -201,15 +205,15 @@ def _terms(pattern: patterns.Pattern) -> list[patterns.Pattern]:
     return _terms(pattern.first) + _terms(pattern.second)
   if isinstance(pattern, patterns.And):
     return [
-        patterns.And(a, b)
-        for a in _terms(pattern.first)
-        for b in _terms(pattern.second)
+      patterns.And(a, b)
+      for a in _terms(pattern.first)
+      for b in _terms(pattern.second)
     ]
   return [pattern]
 
 
 def _groups(
-    terms: list[patterns.Pattern], q_len: int, k_len: int, tile: int | None
+  terms: list[patterns.Pattern], q_len: int, k_len: int, tile: int | None
 ) -> dict[tuple[int, tuple[int, ...] | None], list[patterns.Pattern]]:
   """Terms by how they are re-indexed; plain ones first, to own the overlaps."""
   found: dict[tuple[int, tuple[int, ...] | None], list] = {(1, None): []}
@@ -226,12 +230,12 @@ def _groups(
 
 
 def _cost(
-    pattern: patterns.Pattern,
-    stride: int,
-    columns: tuple[int, ...] | None,
-    q_len: int,
-    k_len: int,
-    tile: int | None,
+  pattern: patterns.Pattern,
+  stride: int,
+  columns: tuple[int, ...] | None,
+  q_len: int,
+  k_len: int,
+  tile: int | None,
 ) -> float:
   """Scores that a re-indexing computes, weighted by the cost of its tile."""
   query, key = _maps(stride, columns, pattern, q_len, k_len, tile)
@@ -241,20 +245,20 @@ def _cost(
 
 
 def _maps(
-    stride: int,
-    columns: tuple[int, ...] | None,
-    pattern: patterns.Pattern,
-    q_len: int,
-    k_len: int,
-    tile: int | None,
+  stride: int,
+  columns: tuple[int, ...] | None,
+  pattern: patterns.Pattern,
+  q_len: int,
+  k_len: int,
+  tile: int | None,
 ) -> tuple[Fold, Fold | Columns]:
   """Index maps of a way of re-indexing, with the cheaper tile if none given."""
-  k_size = len(columns) if columns else -(-k_len // stride)
+  k_size = len(columns) if columns else _ceil(k_len, stride)
 
   def maps(size: int) -> tuple[Fold, Fold | Columns]:
     # No wider than the tokens there are, in steps of a vector register.
-    bq = min(size, -(-(-(-q_len // stride)) // 8) * 8)
-    bk = min(size, -(-k_size // 8) * 8)
+    bq = min(size, 8 * _ceil(_ceil(q_len, stride), 8))
+    bk = min(size, 8 * _ceil(k_size, 8))
     query = Fold(q_len, stride, bq)
     return query, Columns(columns, bk) if columns else Fold(k_len, stride, bk)
 
@@ -271,24 +275,24 @@ def _maps(
 
 
 def _classified(pattern, query: Fold, key: Fold | Columns):
-  """Yields `(rows, cols, classes)` of the pairs of tiles that may have edges."""
+  """Yields `(rows, cols, classes)` of the tiles that may have edges."""
   cols = patterns.Tiles(key.index)
   strip = max(1, _STRIP // cols.num)
   for start in range(0, query.num, strip):
     rows = patterns.Tiles(query.index[start : start + strip])
     classes = pattern.classes(rows, cols)
-    some = query.real[start : start + strip].any(1)
+    some = np.any(query.real[start : start + strip], 1)
     classes = np.where(some[:, None], classes, patterns.EMPTY)
     r, c = np.nonzero(classes)
     yield r + start, c, classes[r, c]
 
 
 def _layout(
-    pattern: patterns.Pattern, query: Fold, key: Fold | Columns
+  pattern: patterns.Pattern, query: Fold, key: Fold | Columns
 ) -> Layout:
   parts = list(_classified(pattern, query, key))
   rows, cols, classes = (np.concatenate(x) for x in zip(*parts, strict=True))
-  padded = ~key.real.all(1)
+  padded = ~np.all(key.real, 1)
   table = np.where((classes == patterns.FULL) & ~padded[cols], 0, -1)
   (open_,) = np.nonzero(table)
   masks = [np.ones((query.tile, key.tile), bool)]
@@ -298,7 +302,7 @@ def _layout(
   for start in range(0, len(shapes), 128):
     pick = open_[shapes[start : start + 128]]
     found = pattern.mask(
-        query.index[rows[pick]][:, :, None], key.index[cols[pick]][:, None, :]
+      query.index[rows[pick]][:, :, None], key.index[cols[pick]][:, None, :]
     )
     found = found & key.real[cols[pick]][:, None, :]
     for at, mask in enumerate(found, start):
@@ -315,21 +319,21 @@ def _layout(
   rows, cols, table = rows[keep], cols[keep], table[keep]
   order = np.lexsort((cols, table > 0, rows))
   return Layout(
-      num_rows=query.num,
-      num_cols=key.num,
-      rows=rows[order].astype(np.int32),
-      cols=cols[order].astype(np.int32),
-      table=table[order].astype(np.int32),
-      masks=np.stack(masks),
+    num_rows=query.num,
+    num_cols=key.num,
+    rows=rows[order].astype(np.int32),
+    cols=cols[order].astype(np.int32),
+    table=table[order].astype(np.int32),
+    masks=np.stack(masks),
   )
 
 
 def _alike(
-    pattern: patterns.Pattern,
-    query: Fold,
-    key: Fold | Columns,
-    rows: np.ndarray,
-    cols: np.ndarray,
+  pattern: patterns.Pattern,
+  query: Fold,
+  key: Fold | Columns,
+  rows: np.ndarray,
+  cols: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds pairs of tiles that must have equal masks.
 
@@ -340,10 +344,10 @@ def _alike(
     every = np.arange(len(rows))
     return every, every
   distance = key.index[cols, 0] - query.index[rows, 0]
-  padded = ~key.real.all(1)
+  padded = ~np.all(key.real, 1)
   shape = np.stack([distance, np.where(padded[cols], cols, -1)])
   _, first, inverse = np.unique(
-      shape, axis=1, return_index=True, return_inverse=True
+    shape, axis=1, return_index=True, return_inverse=True
   )
   return inverse.reshape(-1), first
 
@@ -372,12 +376,12 @@ def stack(layouts: tuple[Layout, ...]) -> Layout:
     cols.append(layout.cols + head * layout.num_cols)
     table.append(ids[layout.table])
   return Layout(
-      num_rows=len(layouts) * layouts[0].num_rows,
-      num_cols=len(layouts) * layouts[0].num_cols,
-      rows=np.concatenate(rows),
-      cols=np.concatenate(cols),
-      table=np.concatenate(table),
-      masks=np.stack(masks),
+    num_rows=len(layouts) * layouts[0].num_rows,
+    num_cols=len(layouts) * layouts[0].num_cols,
+    rows=np.concatenate(rows),
+    cols=np.concatenate(cols),
+    table=np.concatenate(table),
+    masks=np.stack(masks),
   )
 
 
@@ -419,7 +423,7 @@ def groups(layout: Layout, *, transpose: bool = False) -> tuple[Group, ...]:
   full = np.bincount(rows, weights=table == 0, minlength=num).astype(int)
   start = np.concatenate([[0], np.cumsum(degree)])
   kinds, kind_of = np.unique(
-      np.stack([degree, full], 1), axis=0, return_inverse=True
+    np.stack([degree, full], 1), axis=0, return_inverse=True
   )
   counts = np.bincount(kind_of.reshape(-1))
   out = []
@@ -433,12 +437,12 @@ def groups(layout: Layout, *, transpose: bool = False) -> tuple[Group, ...]:
     at = start[members][:, None] + np.minimum(slot, degree[members, None] - 1)
     used = slot < degree[members][:, None]
     out.append(
-        Group(
-            rows=members.astype(np.int32),
-            cols=cols[at],
-            table=np.where(used, table[at], len(layout.masks)).astype(np.int32),
-            num_full=int(full[members].min()),
-        )
+      Group(
+        rows=members.astype(np.int32),
+        cols=cols[at],
+        table=np.where(used, table[at], len(layout.masks)).astype(np.int32),
+        num_full=int(full[members].min()),
+      )
     )
   return tuple(out)
 

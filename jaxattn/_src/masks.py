@@ -1,4 +1,4 @@
-"""Structured attention masks: what may attend to what, without a T x S array."""
+"""Structured masks: what may attend to what, without a T x S array."""
 
 import dataclasses
 
@@ -46,7 +46,9 @@ class Mask:
   def fields_set(self) -> tuple[str, ...]:
     """Names of the constraints that are set."""
     values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    return tuple(n for n, v in values.items() if v is not None and v is not False)
+    return tuple(
+      n for n, v in values.items() if v is not None and v is not False
+    )
 
   @property
   def dynamic(self) -> bool:
@@ -82,7 +84,7 @@ class Mask:
       if name not in supported:
         listed = ", ".join(supported) or "no mask field"
         raise NotImplementedError(
-            f"{by} cannot honour mask.{name}; it honours: {listed}."
+          f"{by} cannot honour mask.{name}; it honours: {listed}."
         )
     return self
 
@@ -112,26 +114,30 @@ class Mask:
       value = getattr(self, name)
       want = (*batch, q_len if name.startswith("query") else k_len)
       found = jnp.shape(value)
-      fits = len(found) == len(want) and found[-1] == want[-1] and all(
-          f in (1, w) for f, w in zip(found[:-1], want[:-1], strict=True)
+      fits = (
+        len(found) == len(want)
+        and found[-1] == want[-1]
+        and all(f in (1, w) for f, w in zip(found[:-1], want[:-1], strict=True))
       )
       if not fits:
         raise ValueError(f"mask.{name} must have shape {want}, got {found}.")
       kind = jnp.bool_ if name.endswith("valid") else jnp.integer
       if not jnp.issubdtype(jnp.result_type(value), kind):
         raise ValueError(
-            f"mask.{name} must be {kind.__name__}, got {jnp.result_type(value)}."
+          f"mask.{name} must be {kind.__name__}, got {jnp.result_type(value)}."
         )
     if (self.query_segment_ids is None) != (self.key_segment_ids is None):
       raise ValueError(
-          "mask.query_segment_ids and mask.key_segment_ids go together; "
-          f"only one is set: {self.fields_set}."
+        "mask.query_segment_ids and mask.key_segment_ids go together; "
+        f"only one is set: {self.fields_set}."
       )
-    positions = self.query_positions is not None or self.key_positions is not None
+    positions = (
+      self.query_positions is not None or self.key_positions is not None
+    )
     if positions and not self.causal:
       raise ValueError(
-          "mask.query_positions and mask.key_positions are compared by causal "
-          "only; set causal=True or leave them out."
+        "mask.query_positions and mask.key_positions are compared by causal "
+        "only; set causal=True or leave them out."
       )
     return self
 
@@ -164,14 +170,14 @@ class Mask:
       terms.append(self.query_valid[..., :, None])
     if self.query_segment_ids is not None and self.key_segment_ids is not None:
       terms.append(
-          self.query_segment_ids[..., :, None]
-          == self.key_segment_ids[..., None, :]
+        self.query_segment_ids[..., :, None]
+        == self.key_segment_ids[..., None, :]
       )
     mask = jnp.ones((q_len, k_len), bool)
     for term in terms:
       rank = max(term.ndim, mask.ndim)
       mask = jax.lax.broadcast_to_rank(mask, rank) & jax.lax.broadcast_to_rank(
-          term, rank
+        term, rank
       )
     return mask[..., None, :, :]
 
@@ -194,14 +200,20 @@ class Mask:
 
     Source: the definition of `causal`.
     """
-    q = jnp.arange(q_len) if self.query_positions is None else self.query_positions
+    q = (
+      jnp.arange(q_len)
+      if self.query_positions is None
+      else self.query_positions
+    )
     k = jnp.arange(k_len) if self.key_positions is None else self.key_positions
     rank = max(q.ndim, k.ndim)
-    return jax.lax.broadcast_to_rank(q, rank), jax.lax.broadcast_to_rank(k, rank)
+    return jax.lax.broadcast_to_rank(q, rank), jax.lax.broadcast_to_rank(
+      k, rank
+    )
 
 
 def packed(
-    segment_ids: jax.Array, *, causal: bool = False, pad_id: int | None = None
+  segment_ids: jax.Array, *, causal: bool = False, pad_id: int | None = None
 ) -> Mask:
   """Builds the mask of a row of several documents packed together.
 
@@ -218,7 +230,8 @@ def packed(
     ValueError: if the ids are not integers.
 
   Example:
-    >>> packed(jnp.array([[1, 1, 2]]), causal=True).dense(3, 3)[0, 0, 2].tolist()
+    >>> mask = packed(jnp.array([[1, 1, 2]]), causal=True)
+    >>> mask.dense(3, 3)[0, 0, 2].tolist()
     [False, False, True]
 
   Source: packed sequences as in T5, https://arxiv.org/abs/1910.10683.
@@ -227,11 +240,11 @@ def packed(
     raise ValueError(f"segment_ids must be integers, got {segment_ids.dtype}.")
   valid = None if pad_id is None else segment_ids != pad_id
   return Mask(
-      causal=causal,
-      key_valid=valid,
-      query_valid=valid,
-      query_segment_ids=segment_ids,
-      key_segment_ids=segment_ids,
+    causal=causal,
+    key_valid=valid,
+    query_valid=valid,
+    query_segment_ids=segment_ids,
+    key_segment_ids=segment_ids,
   )
 
 

@@ -68,10 +68,10 @@ def merge(*partials: Partial) -> Partial:
   seen = total > 0
   total = jnp.where(seen, total, 1.0)
   out = functools.reduce(
-      jnp.add,
-      [
-          p.out * (w / total)[..., None]
-          for p, w in zip(partials, weights, strict=True)
-      ],
+    jnp.add,
+    [
+      p.out * (w / total)[..., None]
+      for p, w in zip(partials, weights, strict=True)
+    ],
   )
   return Partial(out, jnp.where(seen, top + jnp.log(total), -jnp.inf))

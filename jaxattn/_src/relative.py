@@ -1,27 +1,18 @@
 """Relative-position terms that the softmax engines add to the scores."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxattn._src import base
 
-
-
-class Label(Protocol):
-  """Maps a pair of tokens to a label; hashable, equal by value.
-
-  Called with integer arrays of equal shape, NumPy or JAX: `distance = j - i`
-  (key index minus query index) when the term has no ids, else the ids of the
-  query and of the key. Returns labels in `[0, R)`.
-  """
-
-  def __call__(self, *args: Any) -> Any:
-    """Returns the labels, in the shape of the arguments."""
-    ...
+# Maps pairs of tokens to labels in `[0, R)`; hashable, equal by value. Called
+# with integer arrays of one shape, NumPy or JAX: `distance = j - i` (key index
+# minus query index), or the ids of query and key when the term has ids.
+Label = Callable[..., Any]
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +29,8 @@ class Relative:
 
   Example:
     >>> term = jaxattn.positions.ClippedDistance(4)
-    >>> Relative(logits=jnp.zeros((1, 1, 2, term.num_labels)), label=term).logits.shape
+    >>> logits = jnp.zeros((1, 1, 2, term.num_labels))
+    >>> Relative(logits=logits, label=term).logits.shape
     (1, 1, 2, 9)
 
   Source: Shaw et al., 2018, https://arxiv.org/abs/1803.02155; T5,
@@ -51,35 +43,36 @@ class Relative:
   key_ids: jax.Array | None = None
 
   def check(
-      self, batch: tuple[int, ...], q_len: int, k_len: int, heads: int
+    self, batch: tuple[int, ...], q_len: int, k_len: int, heads: int
   ) -> "Relative":
     """Returns `self`, or raises ValueError for shapes that do not fit."""
     want = (*batch, q_len, heads)
     found = self.logits.shape
     fits = len(found) == len(want) + 1 and all(
-        f in (1, w) for f, w in zip(found[:-1], want, strict=True)
+      f in (1, w) for f, w in zip(found[:-1], want, strict=True)
     )
     if not fits or found[-2] != heads:
       raise ValueError(
-          f"relative.logits must have shape {(*want, 'R')} (or 1 in the leading "
-          f"axes and the length), got {found}."
+        f"relative.logits must have shape {(*want, 'R')} (or 1 in the leading "
+        f"axes and the length), got {found}."
       )
     if (self.query_ids is None) != (self.key_ids is None):
       raise ValueError("relative.query_ids and relative.key_ids go together.")
     for name, ids, length in (
-        ("query_ids", self.query_ids, q_len),
-        ("key_ids", self.key_ids, k_len),
+      ("query_ids", self.query_ids, q_len),
+      ("key_ids", self.key_ids, k_len),
     ):
       if ids is not None and ids.shape != (*batch, length):
         raise ValueError(
-            f"relative.{name} must have shape {(*batch, length)}, got {ids.shape}."
+          f"relative.{name} must have shape {(*batch, length)}, got "
+          f"{ids.shape}."
         )
     return self
 
   def labels(self, query_index: jax.Array, key_index: jax.Array) -> jax.Array:
     """Labels of all pairs of two index vectors without ids, `[T, S]` int32."""
     return jnp.asarray(
-        self.label(key_index[None, :] - query_index[:, None]), jnp.int32
+      self.label(key_index[None, :] - query_index[:, None]), jnp.int32
     )
 
   def scores(self, q_len: int, k_len: int) -> jax.Array:
@@ -89,24 +82,23 @@ class Relative:
       labels = self.labels(jnp.arange(q_len), jnp.arange(k_len))
     else:
       labels = self.label(
-          *jnp.broadcast_arrays(
-              self.query_ids[..., :, None], self.key_ids[..., None, :]
-          )
+        *jnp.broadcast_arrays(
+          self.query_ids[..., :, None], self.key_ids[..., None, :]
+        )
       )
       labels = jnp.asarray(labels, jnp.int32)[..., None, :, :]
     shape = jnp.broadcast_shapes(
-        logits.shape[:-1], labels.shape[:-1] if labels.ndim > 2 else labels.shape[:1]
+      logits.shape[:-1],
+      labels.shape[:-1] if labels.ndim > 2 else labels.shape[:1],
     )
     logits = jnp.broadcast_to(
-        jax.lax.broadcast_to_rank(logits, len(shape) + 1),
-        (*shape, logits.shape[-1]),
+      jax.lax.broadcast_to_rank(logits, len(shape) + 1),
+      (*shape, logits.shape[-1]),
     )
     labels = jnp.broadcast_to(
-        jax.lax.broadcast_to_rank(labels, len(shape) + 1), (*shape, k_len)
+      jax.lax.broadcast_to_rank(labels, len(shape) + 1), (*shape, k_len)
     )
     return jnp.take_along_axis(logits, labels, axis=-1)
-
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +132,9 @@ class Moved:
     return self.label(distance - self.by)
 
 
-def init_scheme(scheme: Any, rng: jax.Array, shapes: base.AttentionShapes) -> Any:
+def init_scheme(
+  scheme: Any, rng: jax.Array, shapes: base.AttentionShapes
+) -> Any:
   """Parameters of a relative scheme, `()` without one."""
   return () if scheme is None else scheme.init(rng, shapes)
 
@@ -153,13 +147,13 @@ def of_scheme(scheme: Any, params: Any, query: jax.Array) -> Relative | None:
 
 
 def with_positions(
-    relative: Relative | None, query: jax.Array, key: jax.Array
+  relative: Relative | None, query: jax.Array, key: jax.Array
 ) -> Relative | None:
   """The same term, with distances taken from positions `[*B, T]`, `[*B, S]`."""
   if relative is None:
     return None
   return dataclasses.replace(
-      relative, label=OfDifference(relative.label), query_ids=query, key_ids=key
+    relative, label=OfDifference(relative.label), query_ids=query, key_ids=key
   )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from typing import Any
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,54 +45,57 @@ class SlidingWindow:
   relative: Any = None
   implementation: base.Implementation = None
 
-  honours: ClassVar[frozenset[str]] = masks.ALL_FIELDS
-  causality: ClassVar[base.Causality] = "strict"
-  time_exponent: ClassVar[float] = 1.0
-  memory_exponent: ClassVar[float] = 1.0
+  honours = masks.ALL_FIELDS
+  causality = base.STRICT
+  time_exponent = 1.0
+  memory_exponent = 1.0
 
   def __post_init__(self) -> None:
     for name, low in (("left", 0), ("right", 0), ("dilation", 1)):
       if getattr(self, name) < low:
         raise ValueError(
-            f"{name} must be at least {low}, got {getattr(self, name)}."
+          f"{name} must be at least {low}, got {getattr(self, name)}."
         )
 
   def init(
-      self, rng: jax.Array, shapes: base.AttentionShapes
+    self, rng: jax.Array, shapes: base.AttentionShapes
   ) -> tuple[base.Params, base.State]:
     """Makes the parameters of the relative scheme; there is no state."""
     return relative_lib.init_scheme(self.relative, rng, shapes), ()
 
   def apply(
-      self,
-      params: base.Params,
-      state: base.State,
-      query: jax.Array,
-      key: jax.Array,
-      value: jax.Array,
-      *,
-      mask: masks.Mask = masks.FULL,
-      rng: jax.Array | None = None,
-      train: bool = False,
+    self,
+    params: base.Params,
+    state: base.State,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: masks.Mask = masks.FULL,
+    rng: jax.Array | None = None,
+    train: bool = False,
   ) -> tuple[jax.Array, base.State]:
     """Attends within the window; see `AttentionMethod`."""
     del rng, train
     out = engine.block_sparse(
-        query, key, value, mask=mask,
-        pattern=patterns.dilated(self.left, self.right, dilation=self.dilation),
-        relative=relative_lib.of_scheme(self.relative, params, query),
-        implementation=self.implementation,
+      query,
+      key,
+      value,
+      mask=mask,
+      pattern=patterns.dilated(self.left, self.right, dilation=self.dilation),
+      relative=relative_lib.of_scheme(self.relative, params, query),
+      implementation=self.implementation,
     )
     return out, state
 
   def init_cache(
-      self,
-      params: base.Params,
-      state: base.State,
-      *,
-      batch_shape: tuple[int, ...],
-      max_length: int,
-      shapes: base.AttentionShapes,
+    self,
+    params: base.Params,
+    state: base.State,
+    *,
+    batch_shape: tuple[int, ...],
+    max_length: int,
+    shapes: base.AttentionShapes,
   ) -> base.Cache:
     """Makes an empty ring of at most `(left + 1) * dilation` tokens a row."""
     del params, state
@@ -102,15 +104,15 @@ class SlidingWindow:
     return kv_cache.init(batch_shape, keys * self.dilation, shapes)
 
   def extend(
-      self,
-      params: base.Params,
-      state: base.State,
-      cache: base.Cache,
-      query: jax.Array,
-      key: jax.Array,
-      value: jax.Array,
-      *,
-      key_valid: jax.Array | None = None,
+    self,
+    params: base.Params,
+    state: base.State,
+    cache: base.Cache,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_valid: jax.Array | None = None,
   ) -> tuple[jax.Array, base.Cache]:
     """Appends new tokens and attends causally; see `AttentionMethod`."""
     del state
@@ -122,9 +124,11 @@ class SlidingWindow:
       valid = (seen >= 0) & (ago <= self.left * self.dilation)
       valid = valid & (ago % self.dilation == 0)
       out = oracle.dense_attention(
-          query, grown["key"], grown["value"],
-          mask=masks.Mask(key_valid=valid, query_valid=key_valid),
-          relative=relative_lib.with_positions(relative, now, seen),
+        query,
+        grown["key"],
+        grown["value"],
+        mask=masks.Mask(key_valid=valid, query_valid=key_valid),
+        relative=relative_lib.with_positions(relative, now, seen),
       )
       return out, grown
     old_key, old_value, old_valid = kv_cache.in_order(cache)
@@ -137,27 +141,27 @@ class SlidingWindow:
     if key_valid is None:
       key_valid = jnp.ones(key.shape[:-2], bool)
     out = engine.block_sparse(
-        query,
-        jnp.concatenate([old_key.astype(key.dtype), key], axis=-3),
-        jnp.concatenate([old_value.astype(value.dtype), value], axis=-3),
-        pattern=pattern,
-        mask=masks.Mask(
-            key_valid=jnp.concatenate([old_valid, key_valid], axis=-1),
-            query_valid=key_valid,
-        ),
-        relative=relative_lib.moved(relative, size),
-        implementation=self.implementation,
+      query,
+      jnp.concatenate([old_key.astype(key.dtype), key], axis=-3),
+      jnp.concatenate([old_value.astype(value.dtype), value], axis=-3),
+      pattern=pattern,
+      mask=masks.Mask(
+        key_valid=jnp.concatenate([old_valid, key_valid], axis=-1),
+        query_valid=key_valid,
+      ),
+      relative=relative_lib.moved(relative, size),
+      implementation=self.implementation,
     )
     return out, grown
 
 
 def sliding_window(
-    *,
-    left: int,
-    right: int = 0,
-    dilation: int = 1,
-    relative: Any = None,
-    implementation: base.Implementation = None,
+  *,
+  left: int,
+  right: int = 0,
+  dilation: int = 1,
+  relative: Any = None,
+  implementation: base.Implementation = None,
 ) -> SlidingWindow:
   """Returns the sliding-window method.
 
@@ -181,6 +185,9 @@ def sliding_window(
   Source: Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, section 3.1.
   """
   return SlidingWindow(
-      left=left, right=right, dilation=dilation, relative=relative,
-      implementation=implementation,
+    left=left,
+    right=right,
+    dilation=dilation,
+    relative=relative,
+    implementation=implementation,
   )

@@ -20,17 +20,17 @@ from jaxattn._src.engines import tile_passes
 
 
 def block_sparse(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    pattern: Any,
-    mask: masks.Mask = masks.FULL,
-    relative: relative_lib.Relative | None = None,
-    scale: float | None = None,
-    return_lse: bool = False,
-    implementation: base.Implementation = None,
-    tile: int | None = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  pattern: Any,
+  mask: masks.Mask = masks.FULL,
+  relative: relative_lib.Relative | None = None,
+  scale: float | None = None,
+  return_lse: bool = False,
+  implementation: base.Implementation = None,
+  tile: int | None = None,
 ) -> Any:
   """Softmax attention over a static pattern, at the cost of its tiles.
 
@@ -83,18 +83,22 @@ def block_sparse(
   if tile is not None and (tile < 8 or tile % 8):
     raise ValueError(f"tile must be a positive multiple of 8, got {tile}.")
   dispatch.choose("block_sparse", implementation)
-  per_head = _per_head(pattern, heads, causal=mask.causal and not mask.dynamic_causal)
+  per_head = _per_head(
+    pattern, heads, causal=mask.causal and not mask.dynamic_causal
+  )
   call = _Call(
-      q_len=q_len, k_len=k_len, tile=tile,
-      scale=depth**-0.5 if scale is None else float(scale),
-      label=None if relative is None else relative.label,
-      budget=dispatch.score_budget(),
-      precision=_precision(query.dtype),
+    q_len=q_len,
+    k_len=k_len,
+    tile=tile,
+    scale=depth**-0.5 if scale is None else float(scale),
+    label=None if relative is None else relative.label,
+    budget=dispatch.score_budget(),
+    precision=_precision(query.dtype),
   )
   arrays = _flatten(query, key, value, mask, relative)
   partial = _by_head(call, per_head, *arrays)
   partial = jax.tree.map(
-      lambda x: x.reshape(*batch, *x.shape[1:]), merge.Partial(*partial)
+    lambda x: x.reshape(*batch, *x.shape[1:]), merge.Partial(*partial)
   )
   return partial if return_lse else partial.out.astype(query.dtype)
 
@@ -115,31 +119,33 @@ class _Call:
 
   def plan(self, piece: layout_lib.Piece) -> tile_passes.Plan:
     return tile_passes.Plan(
-        piece, self.scale, self.budget, self.label, self.shared, self.precision
+      piece, self.scale, self.budget, self.label, self.shared, self.precision
     )
 
 
 def _precision(dtype: Any) -> Any:
   # Without this a float32 product is rounded to bfloat16 or TF32 on devices
   # that do so by default, which would break the float32 tolerance.
-  asked = jax.config.jax_default_matmul_precision
+  asked = getattr(jax.config, "jax_default_matmul_precision", None)
   if asked is None and dtype == jnp.float32:
     return jax.lax.Precision.HIGHEST
   return None
 
 
-def _per_head(pattern: Any, heads: int, *, causal: bool) -> tuple[patterns.Pattern, ...]:
+def _per_head(
+  pattern: Any, heads: int, *, causal: bool
+) -> tuple[patterns.Pattern, ...]:
   """One pattern, or one for each head, with a static causal mask folded in."""
   given = tuple(pattern) if isinstance(pattern, tuple | list) else (pattern,)
   for one in given:
     if not isinstance(one, patterns.Pattern):
       raise ValueError(
-          f"pattern must be a jaxattn.patterns.Pattern, got {type(one).__name__}."
+        f"pattern must be a jaxattn.patterns.Pattern, got {type(one).__name__}."
       )
   if len(given) not in (1, heads):
     raise ValueError(
-        f"pattern must be one, or one for each of {heads} heads; "
-        f"got {len(given)}."
+      f"pattern must be one, or one for each of {heads} heads; "
+      f"got {len(given)}."
     )
   if len(set(given)) == 1:
     given = given[:1]
@@ -172,11 +178,13 @@ def _flatten(query, key, value, mask: masks.Mask, relative):
     ids["key"]["label"] = relative.key_ids
     logits = one(relative.logits, 3)
   made = [
-      tile_passes.Ids(**{
-          k: None if v is None else one(jnp.asarray(v), 1)
-          for k, v in found.items()
-      })
-      for found in ids.values()
+    tile_passes.Ids(
+      **{
+        k: None if v is None else one(jnp.asarray(v), 1)
+        for k, v in found.items()
+      }
+    )
+    for found in ids.values()
   ]
   qkv = (x.reshape(rows, *x.shape[-3:]) for x in (query, key, value))
   return (*qkv, *made, logits)
@@ -186,15 +194,17 @@ def _by_head(call, per_head, query, key, value, query_ids, key_ids, logits):
   """Runs heads of equal structure together, and puts them in order."""
   if len(per_head) == 1:
     pieces = layout_lib.compile_pattern(
-        per_head[0], call.q_len, call.k_len, call.tile
+      per_head[0], call.q_len, call.k_len, call.tile
     )
-    return _run(call, pieces, False, query, key, value, query_ids, key_ids, logits)
+    return _run(
+      call, pieces, False, query, key, value, query_ids, key_ids, logits
+    )
   group = query.shape[-2] // key.shape[-2]
   key, value = (jnp.repeat(x, group, axis=-2) for x in (key, value))
   alike: dict[Any, list[int]] = {}
   compiled = [
-      layout_lib.compile_pattern(p, call.q_len, call.k_len, call.tile)
-      for p in per_head
+    layout_lib.compile_pattern(p, call.q_len, call.k_len, call.tile)
+    for p in per_head
   ]
   for head, pieces in enumerate(compiled):
     alike.setdefault(tuple((p.query, p.key) for p in pieces), []).append(head)
@@ -206,21 +216,28 @@ def _by_head(call, per_head, query, key, value, query_ids, key_ids, logits):
     pieces = chosen[0]
     if stacked:
       pieces = tuple(
-          dataclasses.replace(p[0], layout=layout_lib.stack(
-              tuple(x.layout for x in p)))
-          for p in zip(*chosen, strict=True)
+        dataclasses.replace(
+          p[0], layout=layout_lib.stack(tuple(x.layout for x in p))
+        )
+        for p in zip(*chosen, strict=True)
       )
     outs.append(
-        _run(
-            call, pieces, stacked, query[:, :, at], key[:, :, at],
-            value[:, :, at], query_ids, key_ids,
-            None if logits is None else logits[:, :, at],
-        )
+      _run(
+        call,
+        pieces,
+        stacked,
+        query[:, :, at],
+        key[:, :, at],
+        value[:, :, at],
+        query_ids,
+        key_ids,
+        None if logits is None else logits[:, :, at],
+      )
     )
     order += heads
   back = np.argsort(order)
   return tuple(
-      jnp.concatenate(x, axis=2)[:, :, back] for x in zip(*outs, strict=True)
+    jnp.concatenate(x, axis=2)[:, :, back] for x in zip(*outs, strict=True)
   )
 
 
@@ -230,38 +247,45 @@ def _run(call, pieces, stacked, query, key, value, query_ids, key_ids, logits):
   if not pieces or rows == 0:
     shape = (rows, length, heads, value.shape[-1])
     return (
-        jnp.zeros(shape, jnp.float32),
-        jnp.full(shape[:-1], -jnp.inf, jnp.float32),
+      jnp.zeros(shape, jnp.float32),
+      jnp.full(shape[:-1], -jnp.inf, jnp.float32),
     )
   if logits is not None:
     plain = not stacked and query_ids.label is None
     call = dataclasses.replace(call, shared=plain and logits.shape[1] == 1)
     if not call.shared:
       logits = jnp.broadcast_to(
-          logits, (logits.shape[0], length, *logits.shape[2:])
+        logits, (logits.shape[0], length, *logits.shape[2:])
       )
   return _attend(
-      call, pieces, stacked, query, key, value, query_ids, key_ids, logits
+    call, pieces, stacked, query, key, value, query_ids, key_ids, logits
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(call, pieces, stacked, query, key, value, query_ids, key_ids, logits):
+def _attend(
+  call, pieces, stacked, query, key, value, query_ids, key_ids, logits
+):
   """Merges the pieces' attention; its backward hands each the merged lse."""
   partials = []
   for piece in pieces:
-    data = _cut(call, piece, stacked, query, key, value, query_ids, key_ids, logits)
+    data = _cut(
+      call, piece, stacked, query, key, value, query_ids, key_ids, logits
+    )
     out, lse = tile_passes.query_pass(call.plan(piece), data)
     put = functools.partial(
-        tile_maps.put_heads, index_map=piece.query, length=call.q_len,
-        heads=query.shape[2], stacked=stacked,
+      tile_maps.put_heads,
+      index_map=piece.query,
+      length=call.q_len,
+      heads=query.shape[2],
+      stacked=stacked,
     )
     partials.append(merge.Partial(put(out), put(lse[..., None])[..., 0]))
   return tuple(merge.merge(*partials))
 
 
 def _attend_forward(
-    call, pieces, stacked, query, key, value, query_ids, key_ids, logits
+  call, pieces, stacked, query, key, value, query_ids, key_ids, logits
 ):
   inputs = (query, key, value, query_ids, key_ids, logits)
   out, lse = _attend(call, pieces, stacked, *inputs)
@@ -277,22 +301,28 @@ def _attend_backward(call, pieces, stacked, saved, cotangents):
   # A row without edges has no weights: any finite lse gives it zeros.
   lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
   dout = dout.astype(value.dtype)
-  grads = None
+  grads: list[Any] = []
   for piece in pieces:
     data = _cut(call, piece, stacked, *inputs)
     cut = functools.partial(
-        tile_maps.cut_heads, index_map=piece.query, kv_heads=kv_heads,
-        stacked=stacked,
+      tile_maps.cut_heads,
+      index_map=piece.query,
+      kv_heads=kv_heads,
+      stacked=stacked,
     )
-    rows = (cut(dout), cut(lse[..., None])[..., 0], cut(delta[..., None])[..., 0])
+    rows = (
+      cut(dout),
+      cut(lse[..., None])[..., 0],
+      cut(delta[..., None])[..., 0],
+    )
     plan = call.plan(piece)
     dq, dlogits = tile_passes.query_gradient_pass(plan, data, *rows)
     dk, dv = tile_passes.key_pass(plan, data, *rows)
     put = functools.partial(tile_maps.put_heads, stacked=stacked)
     found = [
-        put(dq * call.scale, piece.query, call.q_len, heads),
-        put(dk * call.scale, piece.key, call.k_len, kv_heads),
-        put(dv, piece.key, call.k_len, kv_heads),
+      put(dq * call.scale, piece.query, call.q_len, heads),
+      put(dk * call.scale, piece.key, call.k_len, kv_heads),
+      put(dv, piece.key, call.k_len, kv_heads),
     ]
     if logits is not None:
       if call.shared:
@@ -300,9 +330,10 @@ def _attend_backward(call, pieces, stacked, saved, cotangents):
       else:
         dlogits = put(dlogits, piece.query, call.q_len, heads)
       found.append(dlogits)
-    grads = found if grads is None else [a + b for a, b in zip(grads, found, strict=True)]
+    grads.append(found)
+  grads = [functools.reduce(jnp.add, same) for same in zip(*grads, strict=True)]
   dq, dk, dv = (
-      g.astype(x.dtype) for g, x in zip(grads[:3], inputs[:3], strict=True)
+    g.astype(x.dtype) for g, x in zip(grads[:3], inputs[:3], strict=True)
   )
   dlogits = None if logits is None else grads[3].astype(logits.dtype)
   return dq, dk, dv, None, None, dlogits
@@ -319,9 +350,9 @@ def _cut(call, piece, stacked, query, key, value, query_ids, key_ids, logits):
     return tile_maps.cut_heads(x, index_map, kv_heads, stacked=stacked)
 
   def ids(found: tile_passes.Ids, index_map: tile_maps.Map) -> tile_passes.Ids:
-    return tile_passes.Ids(*(
-        None if x is None else tile_maps.cut(x, index_map) for x in found
-    ))
+    return tile_passes.Ids(
+      *(None if x is None else tile_maps.cut(x, index_map) for x in found)
+    )
 
   if logits is not None:
     if call.shared:
@@ -330,10 +361,10 @@ def _cut(call, piece, stacked, query, key, value, query_ids, key_ids, logits):
     else:
       logits = heads(logits, piece.query)
   return tile_passes.Operands(
-      query=heads(query, piece.query),
-      key=heads(key, piece.key),
-      value=heads(value, piece.key),
-      query_ids=ids(query_ids, piece.query),
-      key_ids=ids(key_ids, piece.key),
-      logits=logits,
+    query=heads(query, piece.query),
+    key=heads(key, piece.key),
+    value=heads(value, piece.key),
+    query_ids=ids(query_ids, piece.query),
+    key_ids=ids(key_ids, piece.key),
+    logits=logits,
   )

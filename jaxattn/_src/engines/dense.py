@@ -13,15 +13,15 @@ from jaxattn._src import relative as relative_lib
 
 
 def dense_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    mask: masks.Mask = masks.FULL,
-    pattern: Any = None,
-    relative: relative_lib.Relative | None = None,
-    scale: float | None = None,
-    return_lse: bool = False,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  mask: masks.Mask = masks.FULL,
+  pattern: Any = None,
+  relative: relative_lib.Relative | None = None,
+  scale: float | None = None,
+  return_lse: bool = False,
 ) -> Any:
   """Exact softmax attention, materialising every score.
 
@@ -60,22 +60,24 @@ def dense_attention(
   scale = depth**-0.5 if scale is None else scale
   group = heads // kv_heads
   k, v = (
-      jnp.repeat(x.astype(jnp.float32), group, axis=-2) for x in (key, value)
+    jnp.repeat(x.astype(jnp.float32), group, axis=-2) for x in (key, value)
   )
   scores = jnp.einsum(
-      "...tnh,...snh->...nts", query.astype(jnp.float32), k,
-      precision=jax.lax.Precision.HIGHEST,
+    "...tnh,...snh->...nts",
+    query.astype(jnp.float32),
+    k,
+    precision=jax.lax.Precision.HIGHEST,
   )
   scores = scores * jnp.float32(scale)
   if relative is not None:
     relative.check(batch, q_len, k_len, heads)
     scores = scores + jax.lax.broadcast_to_rank(
-        relative.scores(q_len, k_len), scores.ndim
+      relative.scores(q_len, k_len), scores.ndim
     )
   allowed = jax.lax.broadcast_to_rank(mask.dense(q_len, k_len), scores.ndim)
   if pattern is not None:
     allowed = allowed & jax.lax.broadcast_to_rank(
-        jnp.asarray(_pattern_mask(pattern, q_len, k_len, heads)), scores.ndim
+      jnp.asarray(_pattern_mask(pattern, q_len, k_len, heads)), scores.ndim
     )
   scores = jnp.where(allowed, scores, -jnp.inf)
   top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
@@ -85,8 +87,10 @@ def dense_attention(
   seen = total > 0
   total = jnp.where(seen, total, 1.0)
   out = jnp.einsum(
-      "...nts,...snv->...tnv", weights / total, v,
-      precision=jax.lax.Precision.HIGHEST,
+    "...nts,...snv->...tnv",
+    weights / total,
+    v,
+    precision=jax.lax.Precision.HIGHEST,
   )
   if return_lse:
     lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)[..., 0]
@@ -95,19 +99,19 @@ def dense_attention(
 
 
 def _pattern_mask(
-    pattern: Any, q_len: int, k_len: int, heads: int
+  pattern: Any, q_len: int, k_len: int, heads: int
 ) -> np.ndarray:
   """The pattern as `[1 or N, T, S]` bool."""
   per_head = pattern if isinstance(pattern, tuple | list) else (pattern,)
   if len(per_head) not in (1, heads):
     raise ValueError(
-        f"pattern must be one, or one for each of {heads} heads; "
-        f"got {len(per_head)}."
+      f"pattern must be one, or one for each of {heads} heads; "
+      f"got {len(per_head)}."
     )
   i, j = np.arange(q_len)[:, None], np.arange(k_len)[None, :]
   return np.stack(
-      [
-          np.broadcast_to(p.resolve(q_len, k_len).mask(i, j), (q_len, k_len))
-          for p in per_head
-      ]
+    [
+      np.broadcast_to(p.resolve(q_len, k_len).mask(i, j), (q_len, k_len))
+      for p in per_head
+    ]
   )

@@ -46,7 +46,7 @@ def key_term(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def query_gradient(
-    logits: jax.Array, labels: jax.Array, grad: jax.Array
+  logits: jax.Array, labels: jax.Array, grad: jax.Array
 ) -> jax.Array:
   """Gradient of `query_term` by its logits.
 
@@ -69,7 +69,7 @@ def _along_last(x: jax.Array, index: jax.Array) -> jax.Array:
   """`take_along_axis` on the last axis, broadcasting the others."""
   lead = jnp.broadcast_shapes(x.shape[:-1], index.shape[:-1])
   return jnp.take_along_axis(
-      jnp.broadcast_to(x, (*lead, x.shape[-1])),
-      jnp.broadcast_to(index, (*lead, index.shape[-1])),
-      axis=-1,
+    jnp.broadcast_to(x, (*lead, x.shape[-1])),
+    jnp.broadcast_to(index, (*lead, index.shape[-1])),
+    axis=-1,
   )

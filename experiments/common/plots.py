@@ -1,0 +1,58 @@
+"""Figures, drawn without a display."""
+
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import matplotlib.figure
+
+from experiments.common import files
+
+Curve = Sequence[tuple[float, float]]
+
+
+def curves(
+  path: pathlib.Path,
+  lines: Mapping[str, Curve],
+  *,
+  levels: Mapping[str, float] | None = None,
+  title: str,
+  x_label: str,
+  y_label: str,
+) -> None:
+  """Draws curves, and horizontal lines for what they are compared with.
+
+  Args:
+    path: of the PNG, written whole or not at all.
+    lines: name -> points `(x, y)`.
+    levels: name -> height of a dashed line.
+    title: above the axes.
+    x_label: with its unit.
+    y_label: with its unit.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "a.png")
+    >>> curves(path, {"loss": [(0, 2.0), (1, 1.0)]}, title="a", x_label="step",
+    ...        y_label="bits")
+    >>> path.read_bytes()[:4]
+    b'\\x89PNG'
+
+  Source: matplotlib; a bare Figure leaves its global state alone.
+  """
+  figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+  axes = figure.add_subplot()
+  for name, points in lines.items():
+    if points:
+      x, y = zip(*points, strict=True)
+      marker = "o" if len(points) < 40 else None
+      axes.plot(x, y, label=name, marker=marker, markersize=3)
+  right = axes.get_xlim()[1]
+  for name, height in (levels or {}).items():
+    axes.axhline(height, linestyle="--", linewidth=0.8, color="0.4")
+    axes.annotate(name, (right, height), ha="right", va="bottom", fontsize=8)
+  axes.set(title=title, xlabel=x_label, ylabel=y_label)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  with files.whole(path) as part:
+    figure.savefig(part, dpi=120, format="png")

@@ -1,0 +1,142 @@
+"""The report of a run: one folder that a person can read."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+import jaxattn
+from experiments.common import files
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A Markdown table; floats get three decimals, numbers stand at the right.
+
+  Args:
+    columns: the heads.
+    rows: one value a column each.
+
+  Returns:
+    The lines of the table, joined.
+
+  Example:
+    >>> print(table(("name", "bits"), [("gzip", 2.5)]))
+    | name | bits |
+    |:-----|-----:|
+    | gzip | 2.500 |
+
+  Source: GitHub's Markdown.
+  """
+  numeric = [
+    bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+    for i in range(len(columns))
+  ]
+  rules = [
+    "-" * (len(c) + 1) + ":" if right else ":" + "-" * (len(c) + 1)
+    for c, right in zip(columns, numeric, strict=True)
+  ]
+  lines = [_row(columns), "|" + "|".join(rules) + "|"]
+  lines += [_row([_cell(v) for v in row]) for row in rows]
+  return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+  return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, float):
+    return f"{value:.3f}"
+  if isinstance(value, int):
+    return f"{value:,}"
+  return str(value).replace("|", "\\|")
+
+
+def environment() -> dict[str, Any]:
+  """Versions and hardware, which a result depends on.
+
+  Returns:
+    A JSON-able dictionary.
+
+  Example:
+    >>> environment()["jaxattn"] == jaxattn.__version__
+    True
+
+  Source: the versions are those of the installed packages.
+  """
+  device = jax.devices()[0]
+  found = {"jaxattn": jaxattn.__version__, "python": platform.python_version()}
+  for name in _PACKAGES:
+    found[name] = importlib.metadata.version(name)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+  return found | {
+    "platform": platform.platform(),
+    "devices": f"{jax.device_count()} x {device.device_kind}",
+    "cores": cores or os.cpu_count() or 0,
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+  }
+
+
+def write(
+  folder: pathlib.Path,
+  *,
+  title: str,
+  sections: Sequence[tuple[str, str]],
+  results: dict[str, Any],
+) -> pathlib.Path:
+  """Writes `report.md` and `results.json`, each whole or not at all.
+
+  `results.json` comes last: where it lies, the report is complete.
+
+  Args:
+    folder: of the report.
+    title: its heading.
+    sections: (heading, Markdown text) in order; an empty heading continues.
+    results: JSON-able.
+
+  Returns:
+    The path of `report.md`.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> write(folder, title="A", sections=[("B", "c")], results={}).name
+    'report.md'
+
+  Source: Markdown.
+  """
+  parts = [f"# {title}"]
+  for heading, text in sections:
+    parts.append(f"## {heading}\n\n{text}" if heading else text)
+  path = folder / "report.md"
+  files.write_text(path, "\n\n".join(parts) + "\n")
+  files.write_json(folder / "results.json", results)
+  return path
+
+
+def duration(seconds: float) -> str:
+  """Seconds as a person says them.
+
+  Args:
+    seconds: a duration.
+
+  Returns:
+    For example `4 min 10 s`.
+
+  Example:
+    >>> duration(250.2)
+    '4 min 10 s'
+
+  Source: none.
+  """
+  whole = round(seconds)
+  hours, minutes = whole // 3600, whole // 60 % 60
+  parts = [(hours, "h"), (minutes, "min"), (whole % 60, "s")]
+  return " ".join(f"{n} {unit}" for n, unit in parts if n) or "0 s"

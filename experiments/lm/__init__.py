@@ -1,0 +1,1 @@
+"""Byte- and token-level language modelling."""

@@ -1,0 +1,97 @@
+"""Benchmarks measure what they say, and never leave half a file."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import timing
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_interleave_takes_turns_and_finds_the_slower():
+  calls = []
+
+  def call(name, seconds):
+    calls.append(name)
+    time.sleep(seconds)
+
+  found = timing.interleave(
+    {
+      "slow": lambda: call("slow", 0.02),
+      "quick": lambda: call("quick", 0.001),
+    },
+    rounds=4,
+    seconds=60,
+  )
+  # A first round that does not count, then each round starts with another.
+  turns = ["slow", "quick"]
+  assert calls == turns + (turns + turns[::-1]) * 2
+  assert found["slow"].rounds == 4
+  assert found["slow"].min_ms >= 20 > found["quick"].min_ms
+  assert found["quick"].min_ms <= found["quick"].median_ms
+
+
+def test_interleave_stops_in_time():
+  found = timing.interleave(
+    {"one": lambda: time.sleep(0.01)}, rounds=1000, seconds=0.03
+  )
+  assert 1 <= found["one"].rounds < 100
+
+
+def test_gemm_counts_its_flops():
+  call, flops = timing.gemm(32, jnp.float32)
+  assert call().shape == (32, 32)
+  assert flops == 65536
+
+
+def test_write_jsonl_is_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "new" / "results.jsonl"
+  timing.write_jsonl(path, [{"a": 1}, {"a": 2}])
+  assert [json.loads(x)["a"] for x in path.read_text().splitlines()] == [1, 2]
+  with pytest.raises(TypeError):
+    timing.write_jsonl(path, [{"a": 3}, {"a": np.zeros(2)}])
+  assert path.read_text().count("\n") == 2
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_markdown():
+  table = timing.markdown([{"n": 1, "name": "a"}, {"n": 100, "name": "bc"}])
+  assert table.splitlines()[2:] == ["|   1 |    a |", "| 100 |   bc |"]
+
+
+def test_block_sparse_benchmark_runs(tmp_path):
+  """In small, with a memory limit that the longer length exceeds."""
+  output = tmp_path / "out.jsonl"
+  options = {
+    "lengths": "64,256",
+    "window": 16,
+    "heads": 1,
+    "depth": 8,
+    "gemm": 64,
+    "rounds": 2,
+    "max_gib": 2e-4,  # 215 KB; 256 x 256 scores are 262 KB.
+    "output": output,
+  }
+  command = [sys.executable, "-m", "benchmarks.block_sparse"]
+  command += [f"--{name}={value}" for name, value in options.items()]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [r["length"] for r in records] == [64, 64, 256, 256]
+  for record in records:
+    assert record["ms"] > 0 and record["gemm_share"] > 0
+    if record["length"] == 64:
+      want = record["dense_ms"] / record["ms"]
+      assert record["speedup"] == pytest.approx(want)
+    else:
+      assert "speedup" not in record and "GiB" in record["note"]
+  forward, both = records[:2]
+  assert both["useful_gflop"] == pytest.approx(3.5 * forward["useful_gflop"])
+  assert "not run" in done.stdout
