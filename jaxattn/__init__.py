@@ -1,6 +1,7 @@
 """jaxattn: efficient attention as pure functions, in JAX."""
 
 from jaxattn import patterns as patterns
+from jaxattn import positions as positions
 from jaxattn._src.base import AttentionMethod as AttentionMethod
 from jaxattn._src.base import AttentionShapes as AttentionShapes
 from jaxattn._src.base import take as take

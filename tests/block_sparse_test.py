@@ -246,6 +246,20 @@ class BlockSparseTest(parameterized.TestCase):
       np.testing.assert_allclose(attend(value, scale=0.3), want, atol=_ATOL)
       np.testing.assert_allclose(attend(jnp.ones_like(value)), 1.0, atol=1e-6)
 
+  @parameterized.parameters("tpu", "cuda")
+  def test_lowers_for_accelerators(self, platform):
+    """No device is needed to find an operation that one does not have."""
+    pattern = patterns.Window(31, 0) | patterns.Strided(32)
+
+    def score(query, key, value):
+      out = jaxattn.block_sparse(query, key, value, pattern=pattern)
+      return jnp.sum(out.astype(jnp.float32))
+
+    x = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
+    traced = jax.jit(jax.grad(score, argnums=(0, 1, 2))).trace(x, x, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    self.assertIn("dot_general", text)
+
   def test_the_second_call_does_not_trace(self):
     traces = []
 

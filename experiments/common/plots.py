@@ -20,7 +20,7 @@ def curves(
   x_label: str,
   y_label: str,
 ) -> None:
-  """Draws curves, and horizontal lines for what they are compared with.
+  r"""Draws curves, and horizontal lines for what they are compared with.
 
   Args:
     path: of the PNG, written whole or not at all.
@@ -36,7 +36,7 @@ def curves(
     >>> curves(path, {"loss": [(0, 2.0), (1, 1.0)]}, title="a", x_label="step",
     ...        y_label="bits")
     >>> path.read_bytes()[:4]
-    b'\\x89PNG'
+    b'\x89PNG'
 
   Source: matplotlib; a bare Figure leaves its global state alone.
   """

@@ -75,7 +75,9 @@ def environment() -> dict[str, Any]:
   found = {"jaxattn": jaxattn.__version__, "python": platform.python_version()}
   for name in _PACKAGES:
     found[name] = importlib.metadata.version(name)
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+  cores = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+  )
   return found | {
     "platform": platform.platform(),
     "devices": f"{jax.device_count()} x {device.device_kind}",

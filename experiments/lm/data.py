@@ -118,8 +118,8 @@ def load(
   for part, split in parts.items():
     if not split.num_bytes:
       raise files.UserError(
-        f"the {part} part of corpus {name!r} is empty: it has too few documents "
-        "to be split by hash. Take --config.corpus=file on one long text."
+        f"the {part} part of corpus {name!r} is empty: too few documents to be "
+        "split by hash. Take --config.corpus=file on one long text."
       )
   return dataclasses.replace(corpus, **parts)
 
@@ -262,7 +262,9 @@ def _enwik(name: str) -> Callable[[str], Corpus]:
         with zipfile.ZipFile(place) as archive:
           text = archive.read(name)
       except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise files.UserError(f"cannot read {place}: {error}. {cure}") from error
+        raise files.UserError(
+          f"cannot read {place}: {error}. {cure}"
+        ) from error
     else:
       text = files.read_bytes(place, cure)
     if len(text) != _ENWIK_BYTES:

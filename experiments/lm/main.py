@@ -15,6 +15,7 @@ import sys
 import jax
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from experiments.common import checkpoint
@@ -72,4 +73,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes.
   app.run(main)

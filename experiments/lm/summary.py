@@ -30,9 +30,9 @@ def describe(corpus: corpora.Corpus) -> str:
   """One line on the text of a run."""
   train, test = corpus.train, corpus.test
   return (
-    f"{corpus.name}: {train.num_bytes:,} bytes in {len(train.names):,} documents "
-    f"to learn from, {test.num_bytes:,} in {len(test.names):,} held out for the "
-    "result"
+    f"{corpus.name}: {train.num_bytes:,} bytes in {len(train.names):,} "
+    f"documents to learn from, {test.num_bytes:,} in {len(test.names):,} held "
+    "out for the result"
   )
 
 
@@ -238,9 +238,13 @@ def _plot(
 def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
   config, env = results["config"], results["environment"]
   bits = results["bits_per_byte"]
-  winners = [n for n, v in results["floors"]["bits"].items() if v <= bits["test"]]
-  order = f"Floors that still win: {', '.join(winners)}." if winners else (
-    "The model beats every floor."
+  winners = [
+    n for n, v in results["floors"]["bits"].items() if v <= bits["test"]
+  ]
+  order = (
+    f"Floors that still win: {', '.join(winners)}."
+    if winners
+    else ("The model beats every floor.")
   )
   watched = config["eval_windows"]
   facts = [

@@ -1,4 +1,4 @@
-"""Language modelling: the configuration, the loss, and a run from end to end."""
+"""Language modelling: configuration, loss, and a run from end to end."""
 
 import dataclasses
 import math
@@ -179,9 +179,7 @@ def make_tokenizer(
   path = workdir / "tokenizer.json"
   if not path.exists():
     files.say(f"training a BPE of {config.vocab_size:,} tokens")
-    tokens_lib.train_bpe(
-      train.texts, vocab_size=config.vocab_size, path=path
-    )
+    tokens_lib.train_bpe(train.texts, vocab_size=config.vocab_size, path=path)
   return tokens_lib.Bpe(path)
 
 
@@ -276,7 +274,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   result = loop.train(config, task, workdir)
   params, carried = result.state["params"], result.state["carried"]
   files.say("evaluating on the held-out text")
-  scores = {p: measure(params, carried, windows[p]) for p in windows}
+  scores = {
+    "test": measure(params, carried, windows["test"]),
+    "valid": result.evaluation["valid_bits_per_byte"],
+  }
   samples = summary.sample(
     config, model, {"params": params, **carried}, tokenizer, tokens["test"]
   )

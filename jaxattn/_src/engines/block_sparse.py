@@ -58,7 +58,8 @@ def block_sparse(
     `[*B, T, N, V]` in query's dtype, or a `Partial`. A row that sees no key is
     exactly zero, with zero gradient and lse `-inf`. Scores and sums are float32
     (products of bfloat16 operands accumulate in float32): 1e-5 relative to the
-    float32 oracle for float32 inputs, 2e-2 for bfloat16.
+    float32 oracle for float32 inputs, 2e-2 for bfloat16. Reverse-mode
+    differentiation only: the backward pass is written by hand.
 
   Raises:
     ValueError: if shapes disagree or `pattern` is not one.

@@ -1,0 +1,192 @@
+"""The command from end to end: reports, errors in one line, kill -9."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.common import checkpoint
+from experiments.common import files
+from experiments.common import metrics
+from experiments.lm import train
+from tests.experiments import tiny
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_SMOKE = "experiments/lm/configs/smoke.py"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run with a BPE, to its end."""
+  base = tmp_path_factory.mktemp("run")
+  folder = tiny.write_corpus(base / "texts")
+  config = tiny.config(
+    folder, tokenizer="bpe", vocab_size=300, held_out_bytes=600
+  )
+  return config, base / "work", train.run(config, base / "work")
+
+
+def test_report_is_complete(finished):
+  config, workdir, results = finished
+  folder = workdir / "report"
+  assert sorted(p.name for p in folder.iterdir()) == [
+    "loss.png",
+    "report.md",
+    "results.json",
+  ]
+  assert json.loads((folder / "results.json").read_text()) == results
+  bits = results["bits_per_byte"]["test"]
+  assert 0 < bits < 8
+  assert results["floors"]["bits"].keys() == {
+    *(f"Markov order {k}" for k in range(6)),
+    "gzip",
+    "bzip2",
+    "xz",
+  }
+  text = (folder / "report.md").read_text()
+  for name, floor in results["floors"]["bits"].items():
+    assert f"| {name} | {floor:.3f} |" in text
+  assert f"| **decoder, sliding_window** | {bits:.3f} |" in text
+  assert "Floors that still win: " in text
+  assert len(results["samples"]) == 2
+  assert results["parameters"] > 0 and results["tokens_per_second"] > 0
+  assert not [p for p in workdir.rglob("*.part.*")]
+
+
+def test_the_final_step_is_evaluated_and_saved(finished):
+  config, workdir, _ = finished
+  lines = metrics.read(workdir / metrics.NAME)
+  steps = [x["step"] for x in lines if "valid_bits_per_byte" in x]
+  assert steps == [5, 10]
+  saved = checkpoint.Checkpoints(workdir)
+  assert saved.latest() == 10
+  saved.close()
+
+
+def test_a_finished_run_is_not_repeated(finished, capsys):
+  config, workdir, results = finished
+  before = (workdir / "report" / "results.json").stat().st_mtime_ns
+  assert train.run(config, workdir) == results
+  assert (workdir / "report" / "results.json").stat().st_mtime_ns == before
+  assert "report.md" in capsys.readouterr().out
+
+
+def test_another_config_or_text_is_refused(finished):
+  config, workdir, _ = finished
+  other = train.Config(**{**vars(config), "width": 32})
+  with pytest.raises(files.UserError, match="width: 16 there, 32 now"):
+    train.run(other, workdir)
+  changed = pathlib.Path(config.path) / "059.txt"
+  text = changed.read_text()
+  try:
+    changed.write_text(text + "more")
+    with pytest.raises(files.UserError, match=r"text\.[a-z]+: '.*' there"):
+      train.run(config, workdir)
+  finally:
+    changed.write_text(text)
+
+
+def _command(*arguments, workdir, **options):
+  command = [sys.executable, "-m", "experiments.lm.main", *arguments]
+  env = os.environ | {"XLA_FLAGS": ""}  # One device.
+  env.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
+  return subprocess.Popen(
+    [*command, f"--workdir={workdir}"],
+    cwd=_ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([f"--config={_SMOKE}:nope"], "unknown method 'nope'; known: dense, "),
+    (
+      ["--config.corpus=file", "--config.path=missing.txt"],
+      "cannot read missing.txt: No such file",
+    ),
+  ],
+)
+def test_errors_are_one_line(tmp_path, arguments, message):
+  if not arguments[0].startswith("--config="):
+    arguments = [f"--config={_SMOKE}", *arguments]
+  process = _command(*arguments, workdir=tmp_path / "w")
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 1, errors
+  (line,) = [x for x in errors.splitlines() if x.startswith("error: ")]
+  assert message in line
+  assert "Traceback" not in errors
+  assert not (tmp_path / "w" / "report").exists()
+
+
+def _wait(process, condition):
+  end = time.monotonic() + 300
+  while not condition():
+    assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < end, "the run hangs"
+    time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_killed_runs_end_bitwise_as_one_that_was_not(tmp_path):
+  """Killed while computing, while saving, and right after a save."""
+  arguments = [
+    f"--config={_SMOKE}",
+    "--config.steps=40",
+    "--config.checkpoint_every=4",
+    "--config.log_every=3",
+    "--config.eval_every=10",
+  ]
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  process = _command(*arguments, workdir=whole)
+  _, errors = process.communicate(timeout=600)
+  assert process.returncode == 0, errors
+
+  def last_step():
+    lines = metrics.read(broken / metrics.NAME)
+    return lines[-1]["step"] if lines else 0
+
+  def saving():
+    return last_step() > 20 and list(broken.glob("checkpoints/*tmp*"))
+
+  def saved():
+    steps = [
+      int(p.name) for p in broken.glob("checkpoints/*") if p.name.isdigit()
+    ]
+    return max(steps, default=0) >= 28
+
+  resumed_from = []
+  for condition in (lambda: last_step() >= 9, saving, saved):
+    process = _command(*arguments, workdir=broken, process_group=0)
+    _wait(process, condition)
+    os.killpg(process.pid, signal.SIGKILL)
+    out, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed_from += [x for x in out.splitlines() if x.startswith("resuming")]
+    assert not (broken / "report").exists()
+  process = _command(*arguments, workdir=broken)
+  out, errors = process.communicate(timeout=600)
+  assert process.returncode == 0, errors
+  resumed_from += [x for x in out.splitlines() if x.startswith("resuming")]
+  assert len(resumed_from) == 3
+  assert len(set(resumed_from)) > 1
+
+  def outcome(workdir):
+    results = files.read_bytes(workdir / "report" / "results.json")
+    results = json.loads(results)
+    lines = metrics.read(workdir / metrics.NAME)
+    for line in lines:
+      line.pop("tokens_per_second", None)
+    same = ("bits_per_byte", "samples", "floors", "test_digest")
+    return lines, {name: results[name] for name in same}
+
+  assert outcome(broken) == outcome(whole)
