@@ -41,6 +41,7 @@ __all__ = [
   "merge",
   "packed",
   "patterns",
+  "positions",
   "sliding_window",
   "take",
 ]

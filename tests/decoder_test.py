@@ -199,6 +199,13 @@ class DecoderTest(parameterized.TestCase):
     np.testing.assert_array_equal(size[5:], 0.0)
     self.assertGreater(float(size[:5].min()), 0.0)
 
+  def test_positions_that_nothing_reads_are_refused(self):
+    for kind in ("relative", "none"):
+      model, variables = _model(positions=kind)
+      tokens = _tokens(1, 1, 5)
+      with self.assertRaisesRegex(ValueError, "leave them out"):
+        _apply(model, variables, tokens, positions=jnp.arange(5)[None])
+
   def test_packed_documents_equal_separate_ones(self):
     for kind in ("learned", "rotary", "relative"):
       model, variables = _model(positions=kind, methods=(_WINDOW,))
@@ -211,7 +218,7 @@ class DecoderTest(parameterized.TestCase):
         variables,
         jnp.concatenate([first, second], axis=1),
         mask=jaxattn.packed(segments, causal=True),
-        positions=places,
+        positions=None if kind == "relative" else places,
       )
       want = jnp.concatenate(
         [_apply(model, variables, x) for x in (first, second)], axis=1

@@ -88,7 +88,7 @@ class MaskTest(parameterized.TestCase):
         "query_segment_ids": jnp.ones((2, _Q)),
         "key_segment_ids": jnp.ones((2, _K)),
       },
-      "must be integer",
+      "must be integers",
     ),
     ("alone", {"query_segment_ids": jnp.ones((2, _Q), int)}, "go together"),
     ("unused", {"key_positions": jnp.ones((2, _K), int)}, "causal=True"),

@@ -123,7 +123,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
         "start again there."
       )
     return
-  files.write_json(path, config)
+  if files.first_process():
+    files.write_json(path, config)
 
 
 def clear(workdir: pathlib.Path) -> None:

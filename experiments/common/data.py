@@ -80,7 +80,7 @@ class PackedRows:
     >>> docs = join(tokens_lib.Bytes(), [b"ab", b"c"])
     >>> row = PackedRows(docs, 3)[1]
     >>> row["inputs"].tolist(), row["weights"].tolist()
-    ([256, 256, 256], [1.0, 0.0, 0.0])
+    ([256, 99, 256], [1.0, 0.0, 0.0])
     >>> row["segment_ids"].tolist()
     [1, 0, 0]
 

@@ -375,9 +375,10 @@ def _watch(
 
 def _size(folder: pathlib.Path) -> int:
   total = 0
-  for path in folder.rglob("*"):
-    with contextlib.suppress(OSError):  # Moved away in this moment.
-      total += path.stat().st_size
+  for root, _, names in os.walk(folder):
+    for name in names:
+      with contextlib.suppress(OSError):  # Moved away in this moment.
+        total += os.path.getsize(os.path.join(root, name))
   return total
 
 

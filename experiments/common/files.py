@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import tqdm
+from jax.experimental import multihost_utils
 
 
 class UserError(Exception):
@@ -80,11 +81,22 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def first_process() -> bool:
+  """Whether this is the process that writes, of one or several."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits for the other processes, if there are any."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
 def say(text: str) -> None:
   """Prints a line for the user, at once, above a progress bar if there is one.
 
   Only the first of several processes prints.
   """
-  if jax.process_index() == 0:
+  if first_process():
     tqdm.tqdm.write(text)
     sys.stdout.flush()

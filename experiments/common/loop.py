@@ -299,10 +299,13 @@ class _Run:
     self._config, self._task, self._mesh = config, task, mesh
     self._step, self._saved = step, saved
     self._first = saved.latest() or 0
+    self._zero = jax.jit(
+      lambda: jnp.zeros(()), out_shardings=sharding.replicated(mesh)
+    )
     self._iterator = iter(task.batches)
     if extra["iterator"] is not None:
       self._iterator.set_state(extra["iterator"])
-    active = jax.process_index() == 0
+    active = files.first_process()
     self._writer = metrics.Writer(workdir, step=self._first, active=active)
     # Without a terminal, lines of the log take the place of the bar.
     self._bar = tqdm.tqdm(
@@ -352,14 +355,17 @@ class _Run:
       self._bar.update()
       if step % config.log_every == 0 or last:
         state, since = self._log(step, state, since)
+      evaluating, saving = (
+        last or (every > 0 and step % every == 0)
+        for every in (config.eval_every, config.checkpoint_every)
+      )
+      if evaluating or saving:
+        jax.block_until_ready(state)  # What follows is not a step's time.
       paused = time.monotonic()
-      if last or (config.eval_every and step % config.eval_every == 0):
+      if evaluating:
         self._evaluate(state)
         self._writer.write(step, self._evaluation)
-      if last or (
-        config.checkpoint_every and step % config.checkpoint_every == 0
-      ):
-        jax.block_until_ready(state)
+      if saving:
         self._save(step, state)
       since += time.monotonic() - paused
     return Result(state, self._evaluation, self._seconds(), self._speed())
@@ -392,7 +398,7 @@ class _Run:
     mean = loss / max(weight, 1.0)
     values = {
       "train_bits_per_token": mean / math.log(2),
-      "learning_rate": float(self._schedule(step - 1)),
+      "learning_rate": float(jnp.asarray(self._schedule(step - 1))),
       "tokens_per_second": self._speed(),
     }
     if not math.isfinite(mean):
@@ -402,11 +408,7 @@ class _Run:
       )
     self._writer.write(step, values)
     self._report(step, values, now)
-    zeros = {
-      name: jax.device_put(jnp.zeros(()), sharding.replicated(self._mesh))
-      for name in ("loss", "weight")
-    }
-    return {**state, **zeros}, now
+    return {**state, "loss": self._zero(), "weight": self._zero()}, now
 
   def _report(self, step: int, values: dict[str, float], now: float) -> None:
     bits, speed = values["train_bits_per_token"], values["tokens_per_second"]
@@ -424,6 +426,9 @@ class _Run:
 @contextlib.contextmanager
 def only_run(workdir: pathlib.Path) -> Iterator[None]:
   """Holds a workdir, so that two runs cannot write to it at once."""
+  if not files.first_process():
+    yield  # The first process holds it for all.
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   handle = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT)
   try:

@@ -47,10 +47,17 @@ def curves(
       x, y = zip(*points, strict=True)
       marker = "o" if len(points) < 40 else None
       axes.plot(x, y, label=name, marker=marker, markersize=3)
-  right = axes.get_xlim()[1]
-  for name, height in (levels or {}).items():
+  ordered = sorted((levels or {}).items(), key=lambda item: item[1])
+  for i, (name, height) in enumerate(ordered):
     axes.axhline(height, linestyle="--", linewidth=0.8, color="0.4")
-    axes.annotate(name, (right, height), ha="right", va="bottom", fontsize=8)
+    axes.annotate(
+      name,
+      (0.99 - 0.15 * (i % 6), height),  # Staggered: some are nearly equal.
+      xycoords=axes.get_yaxis_transform(),
+      ha="right",
+      va="bottom",
+      fontsize=7,
+    )
   axes.set(title=title, xlabel=x_label, ylabel=y_label)
   axes.grid(alpha=0.3)
   axes.legend()

@@ -141,7 +141,7 @@ def split_by_hash(name: str, documents: Documents) -> Corpus:
     >>> docs = [(f"{i}.txt", b"text") for i in range(200)]
     >>> corpus = split_by_hash("a", docs)
     >>> [len(s.names) for s in (corpus.train, corpus.valid, corpus.test)]
-    [180, 10, 10]
+    [178, 12, 10]
   """
   parts: dict[str, list] = {"train": [], "valid": [], "test": []}
   for document, text in documents:

@@ -39,7 +39,7 @@ def witten_bell(
 
   Example:
     >>> round(witten_bell([b"abab"], [b"ab"], orders=(0,))[0], 3)
-    1.571
+    1.579
 
   Source: Bell, Cleary and Witten, 1990, Text Compression; Chen and Goodman,
   1999, https://doi.org/10.1006/csla.1999.0128, section 2.6.

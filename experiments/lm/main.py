@@ -26,8 +26,9 @@ from experiments.lm import train
 _QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
-  str(_QUICKSTART),
-  "Python file with get_config; 'file.py:sliding_window' picks the method.",
+  None,
+  "Python file with get_config; 'file.py:sliding_window' picks the method. "
+  "Without it, quickstart.py.",
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/lm", "Folder for checkpoints, metrics and the report."
@@ -47,15 +48,32 @@ def _run() -> None:
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
   config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+  name = config_flags.get_config_filename(flags.FLAGS["config"])
+  name = name.partition(":")[0]
+  files.read_bytes(name, "Check --config.")
   if not isinstance(config, train.Config):
     raise files.UserError(
-      f"--config must return an experiments.lm.train.Config, got {config!r}."
+      f"{name} must return an experiments.lm.train.Config, got {type(config)}."
     )
   files.say(f"{jax.device_count()} x {jax.devices()[0].device_kind}: {workdir}")
   with loop.only_run(workdir):
-    if _OVERWRITE.value:
+    if _OVERWRITE.value and files.first_process():
       checkpoint.clear(workdir)
+    files.barrier("cleared")
     train.run(config, workdir)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; an override that does not fit is one line as well."""
+  # As a default of the flag it would be loaded even if another one is given.
+  if not any(a.lstrip("-").partition("=")[0] == "config" for a in argv):
+    argv = [argv[0], f"--config={_QUICKSTART}", *argv[1:]]
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(1)
 
 
 def main(argv: list[str]) -> None:
@@ -74,4 +92,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   logging.set_verbosity(logging.WARNING)  # Orbax logs every file it writes.
-  app.run(main)
+  app.run(main, flags_parser=_parse)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import time
 from typing import Any
@@ -64,7 +63,7 @@ def floors_of(
     ).items()
   } | floors_lib.compressors(corpus.test.texts)
   found = {"key": key, "train_bytes": train.num_bytes, "bits": bits}
-  if jax.process_index() == 0:
+  if files.first_process():
     files.write_json(path, found)
   files.say(
     "floors, in bits per byte: "
@@ -85,8 +84,8 @@ def sample(
   count = config.sample_tokens
   if config.positions == "learned":
     count = min(count, config.length - _PROMPT)
-  if count < 1:
-    return []
+  if count < 1 or jax.process_count() > 1:
+    return []  # Sampling with parameters on several hosts is not there yet.
   sizes = np.diff(np.append(test.starts, len(test.ids)))
   start = int(test.starts[np.argmax(sizes)])  # The longest document.
   opening = test.ids[start : start + min(_PROMPT, int(sizes.max()))]
@@ -112,10 +111,15 @@ def sample(
   ]
 
 
-def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """The results of a run that has ended, or None."""
+def finished(
+  workdir: pathlib.Path, identity: dict[str, Any]
+) -> dict[str, Any] | None:
+  """The results of this run if it has ended, or None."""
   path = workdir / "report" / "results.json"
-  return json.loads(files.read_bytes(path)) if path.exists() else None
+  if not path.exists():
+    return None
+  results = json.loads(files.read_bytes(path))
+  return results if results["identity"] == identity else None
 
 
 def verdict(results: dict[str, Any], workdir: pathlib.Path) -> str:
@@ -164,6 +168,7 @@ def _code(text: str) -> str:
 
 def write(
   config: Any,
+  identity: dict[str, Any],
   workdir: pathlib.Path,
   corpus: corpora.Corpus,
   tokens: dict[str, rows_lib.Tokens],
@@ -173,6 +178,17 @@ def write(
   samples: list[dict[str, str]],
 ) -> dict[str, Any]:
   """Writes the report directory and prints the verdict.
+
+  Args:
+    config: of the run.
+    identity: of `train.identity`, by which the run is known again.
+    workdir: of the run.
+    corpus: its text.
+    tokens: the parts of the corpus, tokenized.
+    floors: of `floors_of`.
+    result: of the loop.
+    scores: bits per byte of `test` and `valid`.
+    samples: of `sample`.
 
   Returns:
     What `results.json` holds.
@@ -194,10 +210,11 @@ def write(
     "seconds": result.seconds,
     "tokens_per_second": result.tokens_per_second,
     "config": dataclasses.asdict(config),
+    "identity": identity,
     "environment": report.environment(),
     "samples": samples,
   }
-  if jax.process_index() == 0:
+  if files.first_process():
     folder = workdir / "report"
     _plot(folder, workdir, results)
     report.write(
@@ -215,15 +232,12 @@ def _plot(
 ) -> None:
   lines = metrics.read(workdir / metrics.NAME)
   config = results["config"]
-  per_byte = 1.0
-  if config["tokenizer"] != "bytes":
-    per_byte = math.nan  # A token is not a byte: the curves have two units.
 
-  def points(name: str, scale: float = 1.0) -> list[tuple[float, float]]:
-    return [(x["step"], x[name] * scale) for x in lines if name in x]
+  def points(name: str) -> list[tuple[float, float]]:
+    return [(x["step"], x[name]) for x in lines if name in x]
 
   curves = {"valid": points("valid_bits_per_byte")}
-  if not math.isnan(per_byte):
+  if config["tokenizer"] == "bytes":  # Else the units would differ.
     curves = {"train": points("train_bits_per_token")} | curves
   plots.curves(
     folder / "loss.png",
@@ -244,7 +258,7 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
   order = (
     f"Floors that still win: {', '.join(winners)}."
     if winners
-    else ("The model beats every floor.")
+    else "The model beats every floor."
   )
   watched = config["eval_windows"]
   facts = [
@@ -279,6 +293,6 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
       f"`valid` use {watched or 'all'} windows of the validation documents.",
     ),
     ("Run", report.table(("what", "value"), facts)),
-    ("Samples", "\n\n".join(samples) or "None asked for."),
+    ("Samples", "\n\n".join(samples) or "None."),
     ("Configuration", _code(json.dumps(config, indent=2, sort_keys=True))),
   ]

@@ -1,6 +1,7 @@
 """Language modelling: configuration, loss, and a run from end to end."""
 
 import dataclasses
+import json
 import math
 import pathlib
 from typing import Any
@@ -36,7 +37,7 @@ class Config(loop.LoopConfig):
   length: int = 256  # Tokens in a row.
   eval_stride: int = 128  # New predictions of a sliding evaluation window.
   eval_windows: int = 0  # At most, while training; 0: all. The end uses all.
-  floors_train_bytes: int = 0  # About how much the Markov models read; 0: all.
+  floors_train_bytes: int = 20_000_000  # That Markov models count; 0: all.
   # Model.
   method: str = "dense"  # See experiments/common/methods.py.
   method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -108,7 +109,8 @@ def loss_sums(
   mask, positions = jaxattn.CAUSAL, None
   if "segment_ids" in batch:
     mask = jaxattn.packed(batch["segment_ids"], causal=True, pad_id=0)
-    positions = batch["positions"]
+    if model.cfg.positions in ("rotary", "learned"):
+      positions = batch["positions"]
   rngs = {}
   if rng is not None:
     names = ("dropout", "attention")
@@ -146,11 +148,10 @@ class Evaluator:
     self._sharding = sharding.of_rows(mesh)
     self._batch_size = batch_size
 
-    @jax.jit
     def sums(params: Any, carried: Any, batch: Any) -> Any:
       return loss_sums(model, params, carried, batch, None, train=False)[:2]
 
-    self._sums = sums
+    self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
   def __call__(
     self, params: Any, carried: Any, windows: rows_lib.Windows
@@ -177,9 +178,10 @@ def make_tokenizer(
   if config.tokenizer != "bpe":
     return tokens_lib.Bpe(pathlib.Path(config.tokenizer))
   path = workdir / "tokenizer.json"
-  if not path.exists():
+  if files.first_process() and not path.exists():
     files.say(f"training a BPE of {config.vocab_size:,} tokens")
     tokens_lib.train_bpe(train.texts, vocab_size=config.vocab_size, path=path)
+  files.barrier("tokenizer")
   return tokens_lib.Bpe(path)
 
 
@@ -192,7 +194,7 @@ def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
     path = pathlib.Path(config.tokenizer)
     files.read_bytes(path, "Check --config.tokenizer.")
     found["text.tokenizer"] = files.sha256(path)[:16]
-  return found
+  return json.loads(json.dumps(found))  # As it comes back from a file.
 
 
 def make_task(
@@ -236,6 +238,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     UserError: for anything that the user can mend.
   """
   loop.check(config)
+  make_model(config, 257)  # Raises before anything is read or written.
   mesh = sharding.make_mesh(config.mesh)
   corpus = corpora.load(
     config.corpus,
@@ -245,7 +248,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   )
   same = identity(config, corpus)
   checkpoint.claim(workdir, same)
-  done = summary.finished(workdir)
+  done = summary.finished(workdir, same)
   if done is not None:
     files.say(summary.verdict(done, workdir))
     return done
@@ -282,5 +285,5 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     config, model, {"params": params, **carried}, tokenizer, tokens["test"]
   )
   return summary.write(
-    config, workdir, corpus, tokens, floors, result, scores, samples
+    config, same, workdir, corpus, tokens, floors, result, scores, samples
   )

@@ -121,11 +121,10 @@ class Mask:
       )
       if not fits:
         raise ValueError(f"mask.{name} must have shape {want}, got {found}.")
-      kind = jnp.bool_ if name.endswith("valid") else jnp.integer
-      if not jnp.issubdtype(jnp.result_type(value), kind):
-        raise ValueError(
-          f"mask.{name} must be {kind.__name__}, got {jnp.result_type(value)}."
-        )
+      dtype, flag = jnp.result_type(value), name.endswith("valid")
+      if not jnp.issubdtype(dtype, jnp.bool_ if flag else jnp.integer):
+        kind = "bool" if flag else "integers"
+        raise ValueError(f"mask.{name} must be {kind}, got {dtype}.")
     if (self.query_segment_ids is None) != (self.key_segment_ids is None):
       raise ValueError(
         "mask.query_segment_ids and mask.key_segment_ids go together; "

@@ -103,7 +103,7 @@ class And(Pattern):
 
   Example:
     >>> from jaxattn import patterns
-    >>> bool(And(Causal(), Window(2, 2)).mask(3, 4))
+    >>> bool(And(patterns.Causal(), patterns.Window(2, 2)).mask(3, 4))
     False
 
   Source: set intersection.
@@ -144,7 +144,7 @@ class Or(Pattern):
 
   Example:
     >>> from jaxattn import patterns
-    >>> bool(Or(Causal(), Window(2, 2)).mask(3, 4))
+    >>> bool(Or(patterns.Causal(), patterns.Window(2, 2)).mask(3, 4))
     True
 
   Source: set union.
@@ -176,7 +176,7 @@ class Not(Pattern):
 
   Example:
     >>> from jaxattn import patterns
-    >>> bool(Not(Causal()).mask(3, 4))
+    >>> bool(Not(patterns.Causal()).mask(3, 4))
     True
 
   Source: set complement.

@@ -297,8 +297,7 @@ class Decoder(nn.Module):
       mask: what may attend to what; for packed rows
         `jaxattn.packed(segment_ids, causal=True)`.
       positions: `[B, T]` ints for learned and rotary positions, for example
-        restarting in every packed document; None counts from 0. Relative
-        distances do not need them.
+        restarting in every packed document; None counts from 0.
       train: whether dropout and the state of methods are active.
 
     Returns:
@@ -313,6 +312,11 @@ class Decoder(nn.Module):
       raise ValueError(
         f"positions must have the shape of tokens {tokens.shape}, got "
         f"{positions.shape}."
+      )
+    if positions is not None and cfg.positions in ("relative", "none"):
+      raise ValueError(
+        f"positions are for learned and rotary positions; the model has "
+        f"{cfg.positions!r}: leave them out."
       )
     if positions is None:
       if cfg.positions == "learned" and tokens.shape[1] > cfg.max_length:

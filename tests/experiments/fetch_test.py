@@ -5,6 +5,7 @@ import struct
 import subprocess
 import zipfile
 import zlib
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def _source(monkeypatch, **changes):
-  fields = dict(
+  fields: dict[str, Any] = dict(
     what="a text",
     package="thing==1.0",
     manager="wheel",
@@ -38,6 +39,7 @@ def _downloads(monkeypatch, content=b"package", name="thing-1.0-any.whl"):
   def command(arguments, tool, *, folder=None, total=0):
     calls.append(list(arguments))
     wanted = "pip-25.0.1-any.whl" if "pip==" in arguments[-1] else name
+    assert folder is not None
     (folder / wanted).write_bytes(content)
 
   monkeypatch.setattr(fetch, "_command", command)

@@ -1,6 +1,7 @@
 """The training loop: resume, shardings, accumulation, what it refuses."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from flax import linen as nn
 
 from experiments.common import files
 from experiments.common import loop
+from experiments.common import methods
 from experiments.common import metrics
 from experiments.common import sharding
 from experiments.lm import train
+from tests import stateful_method
 from tests.experiments import tiny
 
 
@@ -27,19 +30,26 @@ class _Bigram(nn.Module):
     boxed = nn.with_logical_partitioning
     init = nn.initializers.normal(0.1)
     shape = (257, self.cfg.width)
-    table = self.param("table", boxed(init, ("vocab", "embed")), shape)
-    out = self.param("out", boxed(init, ("vocab", "embed")), shape)
+    table: Any = self.param("table", boxed(init, ("vocab", "embed")), shape)
+    out: Any = self.param("out", boxed(init, ("vocab", "embed")), shape)
     x = nn.Dropout(self.cfg.dropout)(table[tokens], deterministic=not train)
     return jnp.einsum("...d,vd->...v", x, out)
 
 
-def _run(workdir, folder, stop=None, monkeypatch=None, bigram=True, **changes):
+def _run(
+  workdir,
+  folder,
+  stop=None,
+  monkeypatch: Any = None,
+  bigram=True,
+  **changes,
+) -> tuple[Any, list[dict[str, Any]]]:
   """Final state and metrics; `stop` raises after saving that step."""
   config = tiny.config(folder, **changes)
   corpus = train.corpora.load(config.corpus, config.path)
   tokenizer = train.make_tokenizer(config, corpus.train, workdir)
   tokens = train.rows_lib.join(tokenizer, corpus.train.texts)
-  model = (
+  model: Any = (
     _Bigram(config)
     if bigram
     else train.make_model(config, tokenizer.vocab_size)
@@ -171,6 +181,28 @@ def test_dropout_differs_by_step_and_resumes(folder, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, whole["params"], again["params"])
 
 
+def test_state_of_a_method_is_carried(folder, tmp_path, monkeypatch):
+  """Counted by every part of a batch, saved, restored, sampled from."""
+  monkeypatch.setitem(
+    methods.METHODS, "stateful", lambda length: stateful_method.Stateful()
+  )
+  options = dict(
+    method="stateful",
+    method_options={},
+    bigram=False,
+    steps=4,
+    accumulate=2,
+    mesh="data=2",
+  )
+  whole, _ = _run(tmp_path / "a", folder, **options)
+  counts = {int(x) for x in jax.tree.leaves(whole["carried"])}
+  assert counts == {4 * 2}
+  _run(tmp_path / "b", folder, stop=2, monkeypatch=monkeypatch, **options)
+  again, _ = _run(tmp_path / "b", folder, **options)
+  for name in ("params", "carried"):
+    jax.tree.map(np.testing.assert_array_equal, whole[name], again[name])
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
   with pytest.raises(files.UserError, match="loss is nan.*learning_rate"):
     _run(tmp_path, folder, learning_rate=1e38, clip_norm=0.0)
@@ -211,7 +243,7 @@ def test_weight_decay_spares_vectors():
   zero = jax.tree.map(np.zeros_like, params)
   state = optimizer.init(params)
   _, state = optimizer.update(zero, state, params)  # At rate 0.
-  updates, _ = optimizer.update(zero, state, params)
+  updates: Any = optimizer.update(zero, state, params)[0]
   np.testing.assert_allclose(updates["w"], -0.5 * np.ones((2, 2)))
   np.testing.assert_array_equal(updates["scale"], np.zeros(2))
 

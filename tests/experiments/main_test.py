@@ -1,9 +1,11 @@
 """The command from end to end: reports, errors in one line, kill -9."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,9 +78,20 @@ def test_a_finished_run_is_not_repeated(finished, capsys):
   assert "report.md" in capsys.readouterr().out
 
 
+def test_a_run_killed_before_its_report_makes_it(finished):
+  """From the last checkpoint, with the same numbers and samples."""
+  config, workdir, results = finished
+  path = workdir / "report" / "results.json"
+  path.unlink()
+  again = train.run(config, workdir)
+  for name in ("bits_per_byte", "samples", "floors"):
+    assert again[name] == results[name]
+  path.write_text(json.dumps(results))
+
+
 def test_another_config_or_text_is_refused(finished):
   config, workdir, _ = finished
-  other = train.Config(**{**vars(config), "width": 32})
+  other = dataclasses.replace(config, width=32)
   with pytest.raises(files.UserError, match="width: 16 there, 32 now"):
     train.run(other, workdir)
   changed = pathlib.Path(config.path) / "059.txt"
@@ -91,9 +104,9 @@ def test_another_config_or_text_is_refused(finished):
     changed.write_text(text)
 
 
-def _command(*arguments, workdir, **options):
+def _command(*arguments, workdir, env=None, **options):
   command = [sys.executable, "-m", "experiments.lm.main", *arguments]
-  env = os.environ | {"XLA_FLAGS": ""}  # One device.
+  env = os.environ | {"XLA_FLAGS": ""} | (env or {})  # One device.
   env.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
   return subprocess.Popen(
     [*command, f"--workdir={workdir}"],
@@ -190,3 +203,49 @@ def test_killed_runs_end_bitwise_as_one_that_was_not(tmp_path):
     return lines, {name: results[name] for name in same}
 
   assert outcome(broken) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+  """As Open MPI would start them, each with half of the rows."""
+  arguments = [f"--config={_SMOKE}", "--config.steps=8", "--config.log_every=1"]
+  one, two = tmp_path / "one", tmp_path / "two"
+  process = _command(*arguments, workdir=one)
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  processes = [
+    _command(
+      *arguments,
+      "--distributed",
+      workdir=two,
+      env={
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_PORT": str(port),
+        "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+      },
+    )
+    for rank in range(2)
+  ]
+  for process in processes:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+  def losses(workdir):
+    lines = metrics.read(workdir / metrics.NAME)
+    name = "train_bits_per_token"
+    return [x[name] for x in lines if name in x]
+
+  assert len(losses(two)) == 8
+  assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+  results = [
+    json.loads((w / "report" / "results.json").read_text()) for w in (one, two)
+  ]
+  assert results[1]["bits_per_byte"] == pytest.approx(
+    results[0]["bits_per_byte"], rel=1e-4
+  )

@@ -1,5 +1,7 @@
 """A corpus and a configuration small enough for tests."""
 
+from typing import Any
+
 import numpy as np
 
 from experiments.lm import train
@@ -18,7 +20,7 @@ def write_corpus(folder, *, count=60, size=300):
 
 def config(folder, **changes):
   """A configuration on `write_corpus(folder)`."""
-  fields = dict(
+  fields: dict[str, Any] = dict(
     corpus="folder",
     path=str(folder),
     length=16,

@@ -1,5 +1,6 @@
 """Bytes and byte-pair encodings."""
 
+import numpy as np
 import pytest
 
 from experiments.common import files
@@ -13,7 +14,7 @@ def test_bytes_come_back():
   assert tokenizer.vocab_size == 257
   (ids,) = tokenizer.encode([_TEXTS[1]])
   assert tokenizer.decode(ids).encode() == _TEXTS[1]
-  assert tokenizer.decode([256, 72, 105, 256]) == "Hi"
+  assert tokenizer.decode(np.array([256, 72, 105, 256])) == "Hi"
 
 
 def test_bpe_is_lossless_and_shorter(tmp_path):

@@ -4,6 +4,11 @@ Command:
   python -m experiments.lm.main
   python -m experiments.lm.main --workdir=runs/window \
     --config=experiments/lm/configs/quickstart.py:sliding_window
+
+Hardware: 2 cores of an AMD EPYC (Zen 3), which other work shared meanwhile.
+Time: 5 min 28 s in all, at a load of 2 to 5; compiled programs not cached.
+Result: 2.310 bits per byte on 199,113 held-out bytes of Python 3.11.7, below
+Markov order 2 (2.660); orders 3 to 5 (2.127 to 1.949), gzip, bzip2 and xz win.
 """
 
 from experiments.lm import train
