@@ -278,6 +278,8 @@ class DecoderTest(parameterized.TestCase):
     np.testing.assert_allclose(
       float(jnp.std(params["unembed"])), 0.02, rtol=0.1
     )
+    table = params["embed"]["embedding"]
+    np.testing.assert_allclose(float(jnp.std(table)), 64**-0.5, rtol=0.1)
 
   def test_tied_embeddings(self):
     model, variables = _model()

@@ -231,7 +231,8 @@ class Decoder(nn.Module):
 
   Parameters carry the logical axis names `embed` (the width), `mlp`, `heads`
   (`kv_heads` where grouped), `head_dim` and `vocab`; strip the boxes with
-  `nn.unbox`. The collection `attention` holds the state of methods that have
+  `nn.unbox`. Embeddings have variance 1 / width and are scaled by its root before
+  the first block. The collection `attention` holds the state of methods that have
   any, and exists only then. Dropout draws from the stream `dropout`.
 
   Attributes:
@@ -249,7 +250,8 @@ class Decoder(nn.Module):
     (1, 4, 11)
 
   Source: Radford et al., 2019 (GPT-2); Press and Wolf, 2017 (tied embeddings),
-  https://arxiv.org/abs/1608.05859.
+  https://arxiv.org/abs/1608.05859; Vaswani et al., 2017 (their scale),
+  https://arxiv.org/abs/1706.03762, section 3.4.
   """
 
   cfg: DecoderConfig
@@ -261,14 +263,18 @@ class Decoder(nn.Module):
       cfg.vocab_size,
       cfg.width,
       param_dtype=cfg.param_dtype,
-      embedding_init=_boxed(nn.initializers.normal(0.02), "vocab", "embed"),
+      embedding_init=_boxed(
+        nn.initializers.normal(cfg.width**-0.5), "vocab", "embed"
+      ),
     )
     if cfg.positions == "learned":
       self.position_embed = nn.Embed(
         cfg.max_length,
         cfg.width,
         param_dtype=cfg.param_dtype,
-        embedding_init=_boxed(nn.initializers.normal(0.02), None, "embed"),
+        embedding_init=_boxed(
+          nn.initializers.normal(cfg.width**-0.5), None, "embed"
+        ),
       )
     self.drop = nn.Dropout(cfg.dropout)
     block = _remat(cfg.remat)
@@ -381,11 +387,11 @@ class Decoder(nn.Module):
     decode: bool,
   ) -> jax.Array:
     cfg = self.cfg
-    x = self.embed(tokens).astype(cfg.dtype)
+    x = self.embed(tokens)
     if cfg.positions == "learned":
-      x = x + jnp.broadcast_to(
-        self.position_embed(positions).astype(cfg.dtype), x.shape
-      )
+      x = x + jnp.broadcast_to(self.position_embed(positions), x.shape)
+    # Of the size of what blocks add, or the tokens would drown in it.
+    x = (x * cfg.width**0.5).astype(cfg.dtype)
     x = self.drop(x, deterministic=not train)
     turns = positions if cfg.positions == "rotary" else None
     for block in self.blocks:
