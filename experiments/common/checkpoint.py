@@ -11,13 +11,14 @@ from experiments.common import files
 
 _FOLDER = "checkpoints"
 _CONFIG = "config.json"
+_TOKENIZER = "tokenizer.json"
 # What a run makes in its workdir; --overwrite removes these and nothing else.
 OUTPUTS = (
   _FOLDER,
   _CONFIG,
   "metrics.jsonl",
   "tensorboard",
-  "tokenizer.json",
+  _TOKENIZER,
   "floors.json",
   "report",
 )
@@ -109,8 +110,13 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
   """
   config = json.loads(json.dumps(config))
   path = workdir / _CONFIG
-  if path.exists() and has_checkpoint(workdir):
-    old = json.loads(files.read_bytes(path))
+  old = json.loads(files.read_bytes(path)) if path.exists() else None
+  if old is None and has_checkpoint(workdir):
+    raise files.UserError(
+      f"{workdir} holds checkpoints but no {_CONFIG}, so whose they are cannot "
+      "be told. Take another --workdir, or --overwrite to start again there."
+    )
+  if old is not None and has_checkpoint(workdir):
     changes = [
       f"{name}: {old.get(name)!r} there, {config.get(name)!r} now"
       for name in sorted(old.keys() | config.keys())
@@ -123,8 +129,12 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
         "start again there."
       )
     return
-  if files.first_process():
-    files.write_json(path, config)
+  if not files.first_process():
+    return
+  if old is not None and old != config:
+    # It was made for another text or size, by a run that saved nothing else.
+    (workdir / _TOKENIZER).unlink(missing_ok=True)
+  files.write_json(path, config)
 
 
 def clear(workdir: pathlib.Path) -> None:

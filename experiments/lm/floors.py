@@ -87,7 +87,7 @@ def _join(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 def _codes(values: np.ndarray, order: int) -> np.ndarray:
   """Each byte with the `order` bytes before it, as one number."""
   code = np.zeros(len(values), np.uint64)
-  for back in range(order, -1, -1):
+  for back in range(min(order, len(values) - 1), -1, -1):
     code[back:] = code[back:] << np.uint64(8) | values[: len(values) - back]
   return code
 

@@ -21,6 +21,7 @@ from experiments.common import tokens as tokens_lib
 from experiments.lm import data as corpora
 from experiments.lm import summary
 from jaxattn.models import decoder
+from jaxattn.models import generation
 
 
 @dataclasses.dataclass
@@ -55,6 +56,28 @@ class Config(loop.LoopConfig):
   sample_tokens: int = 256
   temperature: float = 0.8
   top_p: float = 0.95
+
+
+def check(config: Config) -> None:
+  """Raises UserError for options that would fail only after training."""
+  loop.check(config)
+  for name in (
+    "train_bytes",
+    "held_out_bytes",
+    "floors_train_bytes",
+    "eval_windows",
+    "sample_tokens",
+    "seed",
+  ):
+    if getattr(config, name) < 0:
+      raise files.UserError(
+        f"--config.{name} must not be negative, got {getattr(config, name)}."
+      )
+  try:
+    generation.check_sampling(config.temperature, None, config.top_p)
+  except ValueError as error:
+    raise files.UserError(f"--config.{error}") from error
+  make_model(config, 257)
 
 
 def make_model(config: Config, vocab_size: int) -> decoder.Decoder:
@@ -197,6 +220,18 @@ def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
   return json.loads(json.dumps(found))  # As it comes back from a file.
 
 
+def check_lengths(config: Config, model: decoder.Decoder) -> None:
+  """Raises UserError if the model does not take rows of `config.length`."""
+  tokens = jax.ShapeDtypeStruct((1, config.length), jnp.int32)
+  try:
+    jax.eval_shape(model.init, jax.random.key(0), tokens)
+  except (ValueError, NotImplementedError) as error:
+    raise files.UserError(
+      f"method {config.method!r} does not take rows of --config.length "
+      f"{config.length}: {error}"
+    ) from error
+
+
 def make_task(
   config: Config,
   model: decoder.Decoder,
@@ -237,8 +272,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: for anything that the user can mend.
   """
-  loop.check(config)
-  make_model(config, 257)  # Raises before anything is read or written.
+  check(config)
   mesh = sharding.make_mesh(config.mesh)
   corpus = corpora.load(
     config.corpus,
@@ -259,6 +293,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     for part in ("train", "valid", "test")
   }
   model = make_model(config, tokenizer.vocab_size)
+  check_lengths(config, model)
   windows = {
     part: rows_lib.windows(
       tokens[part], length=config.length, stride=config.eval_stride

@@ -99,3 +99,10 @@ def test_compressors_pack_the_joined_documents():
   best = lzma.PRESET_EXTREME | 9
   assert got["xz"] == 8 * len(lzma.compress(text, preset=best)) / len(text)
   assert got["gzip"] == 8 * len(gzip.compress(text, 9)) / len(text)
+
+
+def test_texts_shorter_than_the_order():
+  """One byte has no context at all: every order is order 0."""
+  found = floors.witten_bell([b"abcab"], [b"a"], orders=(0, 5))
+  assert found[5] == found[0]
+  assert floors.witten_bell([b"ab"], [b"abc"], orders=(5,))[5] > 0

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+import jaxattn
 from experiments.common import checkpoint
 from experiments.common import files
 from experiments.common import metrics
@@ -102,6 +103,50 @@ def test_another_config_or_text_is_refused(finished):
       train.run(config, workdir)
   finally:
     changed.write_text(text)
+
+
+def test_options_are_checked_before_training(tmp_path):
+  for changes, message in (
+    ({"top_p": 1.5}, r"--config\.top_p must lie in \(0, 1\]"),
+    ({"eval_windows": -1}, "--config.eval_windows must not be negative"),
+    ({"seed": -1}, "--config.seed must not be negative"),
+  ):
+    with pytest.raises(files.UserError, match=message):
+      train.run(tiny.config(tmp_path / "none", **changes), tmp_path / "work")
+  assert not (tmp_path / "work").exists()
+
+
+def test_a_length_that_a_method_cannot_take_is_named(tmp_path):
+  config = tiny.config(tmp_path)
+  model = train.make_model(config, 257)
+  refusing = _Refusing()
+  model = model.clone(cfg=dataclasses.replace(model.cfg, methods=(refusing,)))
+  with pytest.raises(files.UserError, match="rows of --config.length 16: odd"):
+    train.check_lengths(config, model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refusing(jaxattn.Dense):
+  """A method that takes no rows at all."""
+
+  def apply(self, *args, **kwargs):
+    raise ValueError("odd")
+
+
+def test_a_tokenizer_of_another_run_is_not_kept(tmp_path):
+  """That run was killed before it saved anything else."""
+  checkpoint.claim(tmp_path, {"vocab_size": 300})
+  (tmp_path / "tokenizer.json").write_text("{}")
+  checkpoint.claim(tmp_path, {"vocab_size": 300})
+  assert (tmp_path / "tokenizer.json").exists()
+  checkpoint.claim(tmp_path, {"vocab_size": 400})
+  assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_checkpoints_without_their_config_are_refused(tmp_path):
+  (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+  with pytest.raises(files.UserError, match="no config.json"):
+    checkpoint.claim(tmp_path, {})
 
 
 def _command(*arguments, workdir, env=None, **options):
