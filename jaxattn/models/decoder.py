@@ -231,9 +231,9 @@ class Decoder(nn.Module):
 
   Parameters carry the logical axis names `embed` (the width), `mlp`, `heads`
   (`kv_heads` where grouped), `head_dim` and `vocab`; strip the boxes with
-  `nn.unbox`. Embeddings have variance 1 / width and are scaled by its root before
-  the first block. The collection `attention` holds the state of methods that have
-  any, and exists only then. Dropout draws from the stream `dropout`.
+  `nn.unbox`. Embeddings have variance 1 / width and are scaled by its root
+  before the first block. The collection `attention` holds the state of methods
+  that have any, and exists only then. Dropout draws from the stream `dropout`.
 
   Attributes:
     cfg: the shape of the model.
