@@ -188,7 +188,7 @@ class Not(Pattern):
     return Not(self.inner.resolve(q_len, k_len))
 
   def mask(self, i: Any, j: Any) -> np.ndarray:
-    return ~self.inner.mask(i, j)
+    return np.logical_not(self.inner.mask(i, j))
 
   def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
     return (FULL - self.inner.classes(rows, cols)).astype(np.int8)
