@@ -115,15 +115,20 @@ def check(config: LoopConfig) -> None:
     )
 
 
-def make_optimizer(config: LoopConfig) -> optax.GradientTransformation:
-  """AdamW with clipping, warm-up and a cosine."""
-  schedule = optax.warmup_cosine_decay_schedule(
+def make_schedule(config: LoopConfig) -> optax.Schedule:
+  """Step to learning rate: a linear warm-up, then a cosine."""
+  return optax.warmup_cosine_decay_schedule(
     0.0,
     config.learning_rate,
     config.warmup_steps,
     config.steps,
     config.learning_rate * config.final_learning_rate,
   )
+
+
+def make_optimizer(config: LoopConfig) -> optax.GradientTransformation:
+  """AdamW with clipping, warm-up and a cosine."""
+  schedule = make_schedule(config)
   parts = []
   if config.clip_norm:
     parts.append(optax.clip_by_global_norm(config.clip_norm))
@@ -320,13 +325,7 @@ class _Run:
     self._training = 0.0  # Seconds in steps, the first one (compiling) not.
     self._timed = 0
     self._evaluation: dict[str, float] = {}
-    self._schedule = optax.warmup_cosine_decay_schedule(
-      0.0,
-      config.learning_rate,
-      config.warmup_steps,
-      config.steps,
-      config.learning_rate * config.final_learning_rate,
-    )
+    self._schedule = make_schedule(config)
 
   def close(self) -> None:
     """Closes what is open."""
