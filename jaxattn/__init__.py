@@ -11,6 +11,10 @@ from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
 from jaxattn._src.engines.dense import dense_attention as dense_attention
 from jaxattn._src.explain import explain as explain
 from jaxattn._src.explain import Explanation as Explanation
+from jaxattn._src.global_tokens import global_attention as global_attention
+from jaxattn._src.global_tokens import global_positions as global_positions
+from jaxattn._src.longformer import Longformer as Longformer
+from jaxattn._src.longformer import longformer as longformer
 from jaxattn._src.masks import CAUSAL as CAUSAL
 from jaxattn._src.masks import FULL as FULL
 from jaxattn._src.masks import Mask as Mask
@@ -20,6 +24,13 @@ from jaxattn._src.merge import Partial as Partial
 from jaxattn._src.relative import Relative as Relative
 from jaxattn._src.sliding_window import sliding_window as sliding_window
 from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
+from jaxattn._src.sparse_transformer import interleave as interleave
+from jaxattn._src.sparse_transformer import (
+  sparse_transformer as sparse_transformer,
+)
+from jaxattn._src.sparse_transformer import (
+  SparseTransformer as SparseTransformer,
+)
 
 __version__ = "0.1.0"
 
@@ -30,18 +41,25 @@ __all__ = [
   "AttentionShapes",
   "Dense",
   "Explanation",
+  "Longformer",
   "Mask",
   "Partial",
   "Relative",
   "SlidingWindow",
+  "SparseTransformer",
   "block_sparse",
   "dense",
   "dense_attention",
   "explain",
+  "global_attention",
+  "global_positions",
+  "interleave",
+  "longformer",
   "merge",
   "packed",
   "patterns",
   "positions",
   "sliding_window",
+  "sparse_transformer",
   "take",
 ]

@@ -12,8 +12,8 @@ from jaxattn._src import layout
 from tests import pattern_strategies
 
 
-def _mask(pattern, q_len, k_len):
-  found = pattern.resolve(q_len, k_len).mask(
+def _count(pattern, q_len, k_len):
+  found = pattern.resolve(q_len, k_len).count(
     np.arange(q_len)[:, None], np.arange(k_len)[None, :]
   )
   return np.broadcast_to(found, (q_len, k_len))
@@ -54,7 +54,18 @@ class LayoutTest(parameterized.TestCase):
   def test_pieces_hold_every_edge_once(self, pattern, q_len, k_len, tile):
     pieces = layout.compile_pattern(pattern, q_len, k_len, tile)
     np.testing.assert_array_equal(
-      _edges(pieces, q_len, k_len), _mask(pattern, q_len, k_len)
+      _edges(pieces, q_len, k_len), _count(pattern, q_len, k_len)
+    )
+
+  @hypothesis.settings(max_examples=100)
+  @hypothesis.given(
+    pattern=pattern_strategies.sums_strategy(),
+    length=st.sampled_from(pattern_strategies.LENGTHS),
+  )
+  def test_pieces_of_a_sum_hold_edges_as_often_as_it(self, pattern, length):
+    pieces = layout.compile_pattern(pattern, length, length, 8)
+    np.testing.assert_array_equal(
+      _edges(pieces, length, length), _count(pattern, length, length)
     )
 
   @hypothesis.settings(max_examples=100)

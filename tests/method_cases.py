@@ -23,35 +23,59 @@ BATCH, LENGTH, HEADS, KV_HEADS, DEPTH, VALUE = 2, 41, 4, 2, 8, 6
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A method, and the distances `j - i` it attends to if that is all it is."""
+  """A method, and its edges if it is softmax attention over static ones.
+
+  Attributes:
+    method: the method.
+    edges: maps `i [T, 1]` and `j [1, S]` to bools `[T, S]` or `[N, T, S]`.
+  """
 
   method: Any
-  edges: Callable[[np.ndarray], np.ndarray] | None = None
+  edges: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+
+def _within(left: int, right: int, step: int = 1):
+  """Edges of a window, dilated or not."""
+  return lambda i, j: (
+    (j - i >= -left * step) & (j - i <= right * step) & ((j - i) % step == 0)
+  )
+
+
+def _every(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  return (i >= 0) & (j >= 0)
+
+
+def _longformer(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  seen = (i < 2) | (j < 2)
+  return np.stack([_within(3, 3, d)(i, j) | seen for d in (1, 1, 2, 2)])
+
+
+def _sparse_heads(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  local = i // 8 == j // 8
+  last, before = (_every(i, j) & (j % 8 == at) for at in (7, 6))
+  return np.stack([local, last, local, before])
 
 
 METHODS = {
-  "dense": Case(jaxattn.dense(), lambda d: d == d),
-  "window": Case(
-    jaxattn.sliding_window(left=5), lambda d: (d <= 0) & (d >= -5)
-  ),
+  "dense": Case(jaxattn.dense(), _every),
+  "window": Case(jaxattn.sliding_window(left=5), _within(5, 0)),
   "window_two_sided": Case(
-    jaxattn.sliding_window(left=4, right=3), lambda d: (d >= -4) & (d <= 3)
+    jaxattn.sliding_window(left=4, right=3), _within(4, 3)
   ),
   "window_dilated": Case(
-    jaxattn.sliding_window(left=3, dilation=2),
-    lambda d: np.isin(d, (0, -2, -4, -6)),
+    jaxattn.sliding_window(left=3, dilation=2), _within(3, 0, 2)
   ),
   "dense_t5": Case(
     jaxattn.dense(
       relative=positions.T5Bias(num_buckets=8, max_distance=20, stddev=1.0)
     ),
-    lambda d: d == d,
+    _every,
   ),
   "window_alibi": Case(
     jaxattn.sliding_window(
       left=5, right=2, relative=positions.ALiBi(max_distance=5)
     ),
-    lambda d: (d >= -5) & (d <= 2),
+    _within(5, 2),
   ),
   "window_dilated_shaw": Case(
     jaxattn.sliding_window(
@@ -59,7 +83,24 @@ METHODS = {
       dilation=2,
       relative=positions.ShawRelative(max_distance=4, stddev=1.0),
     ),
-    lambda d: np.isin(d, (0, -2, -4, -6)),
+    _within(3, 0, 2),
+  ),
+  "longformer": Case(
+    jaxattn.longformer(
+      window=6,
+      dilation=(1, 1, 2, 2),
+      num_global=2,
+      relative=positions.ShawRelative(max_distance=4, stddev=1.0),
+    ),
+    _longformer,
+  ),
+  "sparse_strided": Case(
+    jaxattn.sparse_transformer(stride=6, kind="strided"),
+    lambda i, j: (abs(i - j) < 6) | ((i - j) % 6 == 0),
+  ),
+  "sparse_fixed_heads": Case(
+    jaxattn.sparse_transformer(stride=8, factors="heads", subblocks=2),
+    _sparse_heads,
   ),
 }
 
@@ -158,10 +199,10 @@ def reference(name: str, params: Any, qkv: Any, mask: Any) -> jax.Array:
   case = METHODS[name]
   assert case.edges is not None
   t, s = query.shape[1], key.shape[1]
-  distance = np.arange(s)[None, :] - np.arange(t)[:, None]
-  allowed = jnp.asarray(np.broadcast_to(case.edges(distance), (t, s)))[None]
-  shape = (query.shape[0], t, s)
-  allowed = allowed & jnp.broadcast_to(mask.dense(t, s)[..., 0, :, :], shape)
+  i, j = np.arange(t)[:, None], np.arange(s)[None, :]
+  distance, shape = j - i, (query.shape[0], HEADS, t, s)
+  allowed = jnp.asarray(np.broadcast_to(case.edges(i, j), shape))
+  allowed = allowed & jnp.broadcast_to(mask.dense(t, s), shape)
   key, value = (jnp.repeat(x, HEADS // x.shape[2], axis=2) for x in qkv[1:])
   scores = jnp.einsum("btnh,bsnh->bnts", query, key, precision="highest")
   scores = scores * jnp.float32(DEPTH**-0.5)
@@ -175,7 +216,6 @@ def reference(name: str, params: Any, qkv: Any, mask: Any) -> jax.Array:
     scores = scores + jnp.einsum(
       "btnr,tsr->bnts", logits, onehot, precision="highest"
     )
-  allowed = allowed[:, None]
   weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
   weights = jnp.where(jnp.any(allowed, axis=-1, keepdims=True), weights, 0.0)
   return jnp.einsum("bnts,bsnv->btnv", weights, value, precision="highest")

@@ -1,9 +1,14 @@
 """What each pattern means, against loops over its definition."""
 
+import hypothesis
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
+from hypothesis import strategies as st
 
 from jaxattn import patterns
+from tests import pattern_strategies
 
 _LENGTH = 13
 
@@ -54,6 +59,21 @@ class PatternsTest(parameterized.TestCase):
     ),
     ("not", ~patterns.Causal(), lambda i, j: j > i),
     (
+      "summary",
+      patterns.Summary(5, 2, shift=1),
+      lambda i, j: j % 5 in (2, 3),
+    ),
+    (
+      "moved",
+      patterns.Moved(patterns.Chunked(4), 3),
+      lambda i, j: min(i, j) >= 3 and (i - 3) // 4 == (j - 3) // 4,
+    ),
+    (
+      "moved_or",
+      patterns.Global(3) | patterns.Moved(patterns.Window(1, 1), 3),
+      lambda i, j: min(i, j) < 3 or abs(i - j) <= 1,
+    ),
+    (
       "plan",
       patterns.RandomBlocks(2, 4, plan=((3, -1), (0, 1))),
       lambda i, j: (i // 4, j // 4) in ((0, 3), (1, 0), (1, 1)),
@@ -85,12 +105,73 @@ class PatternsTest(parameterized.TestCase):
       patterns.RandomBlocks(1, 4, plan=plan.copy()),
     )
 
+  def test_a_sum_counts_edges(self):
+    i = np.arange(_LENGTH)
+    near, first = patterns.Window(1, 1), patterns.Global(2)
+    for pattern in (near + first + near, near + (first + near)):
+      found = pattern.count(i[:, None], i[None, :])
+      np.testing.assert_array_equal(found, 2 * _grid(near) + _grid(first))
+      np.testing.assert_array_equal(_grid(pattern), found > 0)
+    half = (near + first) & patterns.Causal()
+    found = half.count(i[:, None], i[None, :])
+    causal = _grid(patterns.Causal())
+    want = (1 * _grid(near) + _grid(first)) * causal
+    np.testing.assert_array_equal(found, want)
+
+  @hypothesis.settings(max_examples=25)
+  @hypothesis.given(
+    pattern=pattern_strategies.patterns_strategy(),
+    length=st.sampled_from(pattern_strategies.LENGTHS),
+  )
+  def test_keys_and_masks_of_traced_queries(self, pattern, length):
+    pattern = pattern.resolve(length, length)
+    queries = np.arange(length, dtype=np.int32)
+    want = np.broadcast_to(
+      pattern.mask(queries[:, None], queries[None, :]), (length, length)
+    )
+    traced = pattern.mask(jnp.asarray(queries)[:, None], queries[None, :])
+    np.testing.assert_array_equal(
+      np.broadcast_to(traced, (length, length)), want
+    )
+    keys = pattern.keys(jnp.asarray(queries), length)
+    if keys is None:
+      return
+    index, valid = (np.asarray(x) for x in keys)
+    found = np.zeros((length, length), int)
+    np.add.at(found, (queries[:, None], index), valid.astype(int))
+    np.testing.assert_array_equal(found, want)
+
+  @parameterized.named_parameters(
+    ("window", patterns.Window(3, 0), 4),
+    ("dilated", patterns.dilated(3, 0, dilation=9), 4),
+    ("strided", patterns.Window(9, 0) | patterns.Strided(10), 20),
+    ("fixed", patterns.fixed(10, 2), 30),
+    ("global", patterns.Window(3, 0) | patterns.Global(2, rows=False), 6),
+    ("random", patterns.RandomBlocks(2, 5), 10),
+    ("moved", patterns.Moved(patterns.Chunked(4, before=1), 2), 8),
+  )
+  def test_keys_are_few(self, pattern, want):
+    keys = (pattern & patterns.Causal()).resolve(100, 100).keys
+    index, _ = jax.eval_shape(lambda i: keys(i, 100), jnp.zeros((), jnp.int32))
+    self.assertEqual(index.shape, (want,))
+
   @parameterized.named_parameters(
     ("stride", lambda: patterns.Strided(0), "stride must be at least 1"),
     ("dilation", lambda: patterns.dilated(1, 1, dilation=0), "dilation"),
     ("chunk", lambda: patterns.Chunked(0), "size must be at least 1"),
-    ("count", lambda: patterns.fixed(4, 5), r"count must be in \[1, stride=4"),
+    (
+      "count",
+      lambda: patterns.fixed(4, 5),
+      r"size \+ shift must be in \[1, stride=4",
+    ),
     ("plan", lambda: patterns.RandomBlocks(1, 4, plan=np.ones(3)), "plan"),
+    (
+      "sum",
+      lambda: (patterns.Full() + patterns.Full()) | patterns.Full(),
+      "write the sum last",
+    ),
+    ("summary", lambda: patterns.Summary(4, 3, shift=2), "size"),
+    ("moved", lambda: patterns.Moved(patterns.Full(), -1), "by must not"),
     ("other", lambda: patterns.Full() | 3, "patterns combine with patterns"),
   )
   def test_bad_arguments_are_named(self, make, message):

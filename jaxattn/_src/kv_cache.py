@@ -34,18 +34,24 @@ def write(
   key: jax.Array,
   value: jax.Array,
   key_valid: jax.Array | None,
+  *,
+  leading: int = 0,
 ) -> dict[str, jax.Array]:
   """Appends new tokens; token `p` of a row lies in slot `p mod size`.
+
+  With `leading`, the first tokens stay in the first slots and the others turn
+  in the rest; see `slots`.
 
   Args:
     cache: from `init`.
     key: `[*B, n, K, H]`.
     value: `[*B, n, K, V]`.
     key_valid: `[*B, n]` bool, a prefix of each row, or None for all.
+    leading: how many tokens of a row are never overwritten.
 
   Returns:
-    The cache with the valid tokens written and the lengths grown. Of more than
-    `size` new tokens the last `size` are kept.
+    The cache with the valid tokens written and the lengths grown. Of more new
+    tokens than there are slots the leading and the last ones are kept.
   """
   size, new = cache["key"].shape[-3], key.shape[-3]
   length = cache["length"]
@@ -54,8 +60,10 @@ def write(
     count = jnp.sum(key_valid, axis=-1, dtype=jnp.int32)
   offset = jnp.arange(new, dtype=jnp.int32)
   offset = jax.lax.broadcast_to_rank(offset, length.ndim + 1)
-  kept = (offset < count[..., None]) & (offset >= count[..., None] - size)
-  slot = jnp.where(kept, (length[..., None] + offset) % size, size)
+  position = length[..., None] + offset
+  last = offset >= count[..., None] - (size - leading)
+  kept = (offset < count[..., None]) & (last | (position < leading))
+  slot = jnp.where(kept, slots(position, size, leading), size)
 
   def put(kept_rows: jax.Array, rows: jax.Array) -> jax.Array:
     flat = kept_rows.reshape(-1, *kept_rows.shape[-3:])
@@ -71,6 +79,14 @@ def write(
     "value": put(cache["value"], value),
     "length": length + count,
   }
+
+
+def slots(position: jax.Array, size: int, leading: int = 0) -> jax.Array:
+  """The slots of tokens by position, in a cache of `size` slots."""
+  turning = leading + (position - leading) % (size - leading)
+  return (
+    jnp.where(position < leading, position, turning) if leading else turning
+  )
 
 
 def positions(cache: dict[str, jax.Array]) -> jax.Array:

@@ -9,9 +9,11 @@ first. Pieces are disjoint: each leaves out the edges of the earlier ones.
 import dataclasses
 import functools
 import hashlib
+import itertools
 
 import numpy as np
 
+from jaxattn._src import block_patterns
 from jaxattn._src import patterns
 
 _TILES = {32: 1.6, 64: 1.15, 128: 1.0}  # Relative cost of a score, by tile.
@@ -174,7 +176,9 @@ class Piece:
 def compile_pattern(
   pattern: patterns.Pattern, q_len: int, k_len: int, tile: int | None = None
 ) -> tuple[Piece, ...]:
-  """Compiles a pattern to disjoint pieces whose edges are exactly its own.
+  """Compiles a pattern to pieces whose edges are exactly its own.
+
+  The pieces are disjoint, but for those of different addends of a sum.
 
   Args:
     pattern: edges in original indices.
@@ -186,6 +190,9 @@ def compile_pattern(
     The pieces; none when the pattern is empty.
   """
   pattern = pattern.resolve(q_len, k_len)
+  if len(pattern.addends) > 1:
+    compiled = [compile_pattern(p, q_len, k_len, tile) for p in pattern.addends]
+    return tuple(itertools.chain(*compiled))
   groups = _groups(_terms(pattern), q_len, k_len, tile)
   pieces, earlier = [], None
   for (stride, columns), terms in groups.items():
@@ -208,6 +215,10 @@ def _terms(pattern: patterns.Pattern) -> list[patterns.Pattern]:
       patterns.And(a, b)
       for a in _terms(pattern.first)
       for b in _terms(pattern.second)
+    ]
+  if isinstance(pattern, block_patterns.Moved):
+    return [
+      dataclasses.replace(pattern, inner=p) for p in _terms(pattern.inner)
     ]
   return [pattern]
 

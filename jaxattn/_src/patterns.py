@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from jaxattn._src.pattern_base import all_any
 from jaxattn._src.pattern_base import And as And
 from jaxattn._src.pattern_base import EMPTY as EMPTY
 from jaxattn._src.pattern_base import FULL as FULL
+from jaxattn._src.pattern_base import key_steps
 from jaxattn._src.pattern_base import Not as Not
 from jaxattn._src.pattern_base import Or as Or
 from jaxattn._src.pattern_base import PARTIAL as PARTIAL
 from jaxattn._src.pattern_base import Pattern as Pattern
+from jaxattn._src.pattern_base import positive
+from jaxattn._src.pattern_base import same_keys
+from jaxattn._src.pattern_base import Sum as Sum
 from jaxattn._src.pattern_base import Tiles as Tiles
 
 
@@ -27,10 +32,6 @@ def _between(
   full = (low >= floor) & (high <= ceiling)
   empty = (high < floor) | (low > ceiling)
   return np.where(full, FULL, np.where(empty, EMPTY, PARTIAL)).astype(np.int8)
-
-
-def _all_any(every: np.ndarray, some: np.ndarray) -> np.ndarray:
-  return np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8)
 
 
 def _reach(value: int | None, sign: int) -> float:
@@ -48,8 +49,8 @@ class Full(Pattern):
   Source: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
   """
 
-  def mask(self, i: Any, j: Any) -> np.ndarray:
-    return np.ones(np.broadcast_shapes(np.shape(i), np.shape(j)), bool)
+  def mask(self, i: Any, j: Any) -> Any:
+    return (i == i) & (j == j)
 
   def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
     return np.full((rows.num, cols.num), FULL, np.int8)
@@ -80,10 +81,14 @@ class Window(Pattern):
   left: int | None = None
   right: int | None = None
 
-  def mask(self, i: Any, j: Any) -> np.ndarray:
+  def mask(self, i: Any, j: Any) -> Any:
     distance = j - i
-    low, high = _reach(self.left, -1), _reach(self.right, 1)
-    return (distance >= low) & (distance <= high)
+    near = distance == distance
+    if self.left is not None:
+      near = near & (distance >= -self.left)
+    if self.right is not None:
+      near = near & (distance <= self.right)
+    return near
 
   def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
     low = cols.low[None, :] - rows.high[:, None]
@@ -93,6 +98,11 @@ class Window(Pattern):
   @property
   def toeplitz(self) -> bool:
     return True
+
+  def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
+    if self.left is None or self.right is None:
+      return None
+    return key_steps(i, -self.left, self.right, 1, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +137,9 @@ class Strided(Pattern):
   stride: int
 
   def __post_init__(self) -> None:
-    _positive("stride", self.stride)
+    positive("stride", self.stride)
 
-  def mask(self, i: Any, j: Any) -> np.ndarray:
+  def mask(self, i: Any, j: Any) -> Any:
     return (i - j) % self.stride == 0
 
   def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
@@ -146,6 +156,36 @@ class Strided(Pattern):
   @property
   def fold(self) -> int:
     return self.stride
+
+  def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
+    last = -(-length // self.stride) - 1
+    return key_steps(i % self.stride, 0, last, self.stride, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dilated(And):
+  """A window over every `dilation`-th token; made by `dilated`.
+
+  Attributes:
+    first: the window.
+    second: the stride.
+
+  Example:
+    >>> pattern = Dilated(Window(2, 0), Strided(2))
+    >>> pattern.mask(4, np.arange(6)).astype(int).tolist()
+    [0, 0, 1, 0, 1, 0]
+
+  Source: Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, section 3.1.
+  """
+
+  first: Window
+  second: Strided
+
+  def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
+    left, right, step = self.first.left, self.first.right, self.second.stride
+    if left is None or right is None:
+      return super().keys(i, length)
+    return key_steps(i, -(left // step), right // step, step, length)
 
 
 def dilated(
@@ -171,12 +211,12 @@ def dilated(
 
   Source: Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, section 3.1.
   """
-  _positive("dilation", dilation)
+  positive("dilation", dilation)
   window = Window(
     None if left is None else left * dilation,
     None if right is None else right * dilation,
   )
-  return window if dilation == 1 else And(window, Strided(dilation))
+  return window if dilation == 1 else Dilated(window, Strided(dilation))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +240,9 @@ class Chunked(Pattern):
   after: int = 0
 
   def __post_init__(self) -> None:
-    _positive("size", self.size)
+    positive("size", self.size)
 
-  def mask(self, i: Any, j: Any) -> np.ndarray:
+  def mask(self, i: Any, j: Any) -> Any:
     distance = j // self.size - i // self.size
     return (distance >= -self.before) & (distance <= self.after)
 
@@ -216,45 +256,60 @@ class Chunked(Pattern):
       self.after,
     )
 
+  def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
+    start = (i // self.size - self.before) * self.size
+    chunks = self.before + self.after + 1
+    return key_steps(start, 0, chunks * self.size - 1, 1, length)
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary(Pattern):
-  """The last `count` columns of every chunk of `stride`, seen by all queries.
+  """The last columns of every chunk of `stride`, seen by all queries.
 
   Attributes:
     stride: tokens in a chunk.
-    count: columns at the end of each chunk that everybody sees.
+    size: columns of each chunk that everybody sees.
+    shift: how many columns stand behind them in the chunk; heads that differ
+      in it look at different columns.
 
   Example:
     >>> Summary(3, 1).mask(7, np.arange(6)).astype(int).tolist()
     [0, 0, 1, 0, 0, 1]
 
   Source: Child et al., 2019, https://arxiv.org/abs/1904.10509, section 4.3
-  (0-indexed: `j mod stride >= stride - count`).
+  (0-indexed: `j mod stride` in `[stride - shift - size, stride - shift)`).
   """
 
   stride: int
-  count: int = 1
+  size: int = 1
+  shift: int = 0
 
   def __post_init__(self) -> None:
-    _positive("stride", self.stride)
-    if not 0 < self.count <= self.stride:
+    positive("stride", self.stride)
+    positive("size", self.size)
+    if self.shift < 0 or self.size + self.shift > self.stride:
       raise ValueError(
-        f"count must be in [1, stride={self.stride}], got {self.count}."
+        f"size + shift must be in [1, stride={self.stride}] and shift not "
+        f"negative, got size={self.size}, shift={self.shift}."
       )
 
-  def mask(self, i: Any, j: Any) -> np.ndarray:
-    seen = np.asarray(j) % self.stride >= self.stride - self.count
-    return seen & np.ones(np.shape(i), bool)
+  def mask(self, i: Any, j: Any) -> Any:
+    last = self.stride - self.shift
+    seen = (j % self.stride >= last - self.size) & (j % self.stride < last)
+    return seen & (i == i)
 
   def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
     seen = self.mask(0, cols.index)
-    one = _all_any(np.all(seen, 1), np.any(seen, 1))
+    one = all_any(np.all(seen, 1), np.any(seen, 1))
     return np.broadcast_to(one[None, :], (rows.num, cols.num))
 
   def columns(self, length: int) -> np.ndarray | None:
     index = np.arange(length)
     return index[self.mask(0, index)]
+
+  def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
+    columns = self.columns(length)
+    return same_keys(i, columns, length)
 
 
 def fixed(stride: int, count: int = 1) -> Pattern:
@@ -299,100 +354,16 @@ class Global(Pattern):
   rows: bool = True
   cols: bool = True
 
-  def mask(self, i: Any, j: Any) -> np.ndarray:
-    row, col = np.less(i, self.num), np.less(j, self.num)
-    return (row & self.rows) | (col & self.cols)
+  def mask(self, i: Any, j: Any) -> Any:
+    row, col = i < self.num, j < self.num
+    return (row & self.rows & (j == j)) | (col & self.cols & (i == i))
 
   def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
-    row = _all_any(rows.high < self.num, rows.low < self.num) * self.rows
-    col = _all_any(cols.high < self.num, cols.low < self.num) * self.cols
+    row = all_any(rows.high < self.num, rows.low < self.num) * self.rows
+    col = all_any(cols.high < self.num, cols.low < self.num) * self.cols
     return np.maximum(row[:, None], col[None, :]).astype(np.int8)
 
-
-@dataclasses.dataclass(frozen=True)
-class RandomBlocks(Pattern):
-  """Every block of queries sees `num` blocks of keys drawn at random.
-
-  The draw is static: the same seed and lengths give the same blocks in every
-  process.
-
-  Attributes:
-    num: key blocks per query block, distinct.
-    block: tokens in a block.
-    seed: of the draw.
-    plan: instead of a draw, `[query blocks, num]` key blocks as an integer
-      array or nested tuples; -1 is an empty slot.
-
-  Example:
-    >>> pattern = RandomBlocks(1, 2, plan=((1,), (0,)))
-    >>> pattern.mask(0, np.arange(4)).astype(int).tolist()
-    [0, 0, 1, 1]
-
-  Source: Zaheer et al., 2020, https://arxiv.org/abs/2007.14062, appendix D.
-  Differs: blocks are drawn over the whole length.
-  """
-
-  num: int
-  block: int
-  seed: int = 0
-  plan: Any = None
-
-  def __post_init__(self) -> None:
-    _positive("num", self.num)
-    _positive("block", self.block)
-    if self.plan is None:
-      return
-    plan = np.asarray(self.plan)
-    if plan.ndim != 2 or not np.issubdtype(plan.dtype, np.integer):
-      raise ValueError(
-        "plan must be [query blocks, num] integers, got "
-        f"{plan.dtype}{plan.shape}."
-      )
-    object.__setattr__(self, "plan", tuple(map(tuple, plan.tolist())))
-
-  def resolve(self, q_len: int, k_len: int) -> "Pattern":
-    if self.plan is not None:
-      return self
-    num_rows, num_cols = -(-q_len // self.block), -(-k_len // self.block)
-    count = min(self.num, num_cols)
-    plan = [
-      # Each row has a generator of its own: a longer input adds rows.
-      np.random.default_rng((self.seed, row)).choice(
-        num_cols, count, replace=False
-      )
-      for row in range(num_rows)
-    ]
-    return dataclasses.replace(self, plan=np.reshape(plan, (num_rows, count)))
-
-  def mask(self, i: Any, j: Any) -> np.ndarray:
-    i, j = np.asarray(i) // self.block, np.asarray(j) // self.block
-    num_rows, num_cols = int(i.max(initial=0)) + 1, int(j.max(initial=0)) + 1
-    return self._table(num_rows, num_cols)[i, j]
-
-  def classes(self, rows: Tiles, cols: Tiles) -> np.ndarray:
-    num_rows = int(rows.high.max()) // self.block + 1
-    num_cols = int(cols.high.max()) // self.block + 1
-    total = np.zeros((num_rows + 1, num_cols + 1), np.int64)
-    total[1:, 1:] = self._table(num_rows, num_cols).cumsum(0).cumsum(1)
-    r0, r1 = rows.low // self.block, rows.high // self.block + 1
-    c0, c1 = cols.low // self.block, cols.high // self.block + 1
-    count = total[r1][:, c1] - total[r0][:, c1] - total[r1][:, c0]
-    count += total[r0][:, c0]
-    area = (r1 - r0)[:, None] * (c1 - c0)[None, :]
-    return _all_any(count == area, count > 0)
-
-  def _table(self, num_rows: int, num_cols: int) -> np.ndarray:
-    """`[num_rows, num_cols]` bool: which query block sees which."""
-    if self.plan is None:
-      raise ValueError("a random draw needs the lengths: call resolve first.")
-    table = np.zeros((num_rows, num_cols), bool)
-    plan = np.asarray(self.plan[:num_rows])
-    for slot in plan.T:
-      (row,) = np.nonzero((slot >= 0) & (slot < num_cols))
-      table[row, slot[row]] = True
-    return table
-
-
-def _positive(name: str, value: int) -> None:
-  if value < 1:
-    raise ValueError(f"{name} must be at least 1, got {value}.")
+  def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
+    if self.rows:
+      return None
+    return same_keys(i, np.arange(self.num * self.cols), length)

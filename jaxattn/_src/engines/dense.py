@@ -76,9 +76,13 @@ def dense_attention(
     )
   allowed = jax.lax.broadcast_to_rank(mask.dense(q_len, k_len), scores.ndim)
   if pattern is not None:
+    count = _pattern_count(pattern, q_len, k_len, heads)
     allowed = allowed & jax.lax.broadcast_to_rank(
-      jnp.asarray(_pattern_mask(pattern, q_len, k_len, heads)), scores.ndim
+      jnp.asarray(count > 0), scores.ndim
     )
+    if count.max(initial=0) > 1:
+      weight = jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
+      scores = scores + jax.lax.broadcast_to_rank(weight, scores.ndim)
   scores = jnp.where(allowed, scores, -jnp.inf)
   top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
   top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top))
@@ -98,10 +102,10 @@ def dense_attention(
   return out.astype(query.dtype)
 
 
-def _pattern_mask(
+def _pattern_count(
   pattern: Any, q_len: int, k_len: int, heads: int
 ) -> np.ndarray:
-  """The pattern as `[1 or N, T, S]` bool."""
+  """How often each edge counts, `[1 or N, T, S]` ints."""
   per_head = pattern if isinstance(pattern, tuple | list) else (pattern,)
   if len(per_head) not in (1, heads):
     raise ValueError(
@@ -111,7 +115,7 @@ def _pattern_mask(
   i, j = np.arange(q_len)[:, None], np.arange(k_len)[None, :]
   return np.stack(
     [
-      np.broadcast_to(p.resolve(q_len, k_len).mask(i, j), (q_len, k_len))
+      np.broadcast_to(p.resolve(q_len, k_len).count(i, j), (q_len, k_len))
       for p in per_head
     ]
   )
