@@ -43,6 +43,7 @@ STRICT_DTYPES = frozenset(
   {
     "block_sparse_test",
     "explain_test",
+    "global_tokens_test",
     "jaxpr_walker_test",
     "layout_test",
     "masks_test",
