@@ -46,6 +46,7 @@ STRICT_DTYPES = frozenset(
     "global_tokens_test",
     "jaxpr_walker_test",
     "layout_test",
+    "longformer_test",
     "masks_test",
     "merge_test",
     "method_contract_test",
@@ -53,6 +54,7 @@ STRICT_DTYPES = frozenset(
     "method_decoding_test",
     "patterns_test",
     "positions_test",
+    "sparse_transformer_test",
   }
 )
 

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from experiments.common import files
@@ -89,6 +90,63 @@ class Checkpoints:
   def close(self) -> None:
     """Releases the manager."""
     self._manager.close()
+
+
+def parameters(workdir: pathlib.Path, like: Any) -> Any:
+  """The last parameters of another run, to start from.
+
+  Args:
+    workdir: of that run.
+    like: parameters of the wanted shapes, dtypes and shardings.
+
+  Returns:
+    The saved parameters, placed as `like`.
+
+  Raises:
+    UserError: if the run has no checkpoint, or its parameters are others,
+      naming the first that differs.
+  """
+  if not has_checkpoint(workdir):
+    raise files.UserError(
+      f"--config.initial: {workdir} holds no checkpoint; name the --workdir of "
+      "a run that has saved one."
+    )
+  saved = ocp.CheckpointManager(
+    (workdir / _FOLDER).absolute(),
+    item_names=("state",),
+    item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+  )
+  try:
+    step = saved.latest_step()
+    metadata = saved.item_metadata(step)["state"].tree["params"]
+    there, here = _shapes(metadata), _shapes(like)
+    for name in sorted(there.keys() | here.keys()):
+      if there.get(name) != here.get(name):
+        raise files.UserError(
+          f"--config.initial: {name} is {there.get(name)} in {workdir} and "
+          f"{here.get(name)} in this model; both need the same sizes."
+        )
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      {"params": like},
+    )
+    args = ocp.args.PyTreeRestore(
+      abstract,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+      partial_restore=True,
+    )
+    found = saved.restore(step, args=ocp.args.Composite(state=args))
+    return found["state"]["params"]
+  finally:
+    saved.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+    for path, x in flat
+  }
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

@@ -42,6 +42,7 @@ class LoopConfig:
   clip_norm: float = 1.0  # Global norm of the gradient; 0 for no limit.
   dtype: str = "float32"  # Of activations: float32, bfloat16. Params: float32.
   seed: int = 0  # Of parameters, order of rows, dropout.
+  initial: str = ""  # Workdir of a run whose last parameters to start from.
   log_every: int = 10  # Steps.
   eval_every: int = 100  # Steps; 0 for the end only.
   checkpoint_every: int = 100  # Steps; the last step is saved always.
@@ -235,6 +236,11 @@ def _start(
   step = saved.latest()
   if step is None:
     state = jax.jit(lambda: nn.unbox(init()), out_shardings=shardings)()
+    if config.initial:
+      state["params"] = checkpoint.parameters(
+        pathlib.Path(config.initial), state["params"]
+      )
+      files.say(f"starting from the parameters of {config.initial}")
     return state, shardings, {"iterator": None, "seconds": 0.0}
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -1,5 +1,6 @@
 """The attention methods that an experiment can name."""
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable
@@ -9,50 +10,146 @@ import jaxattn
 from experiments.common import files
 
 
-def _dense(length: int) -> jaxattn.AttentionMethod:
-  del length  # Takes any.
-  return jaxattn.dense()
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What a method may have to know of the model.
+
+  Attributes:
+    length: tokens in a row.
+    num_layers: attention layers.
+    num_heads: of each layer.
+  """
+
+  length: int
+  num_layers: int = 1
+  num_heads: int = 1
 
 
-def _sliding_window(
-  length: int, *, window: int, dilation: int = 1
-) -> jaxattn.AttentionMethod:
+Methods = tuple[jaxattn.AttentionMethod, ...]
+
+
+def _dense(sizes: Sizes) -> Methods:
+  del sizes  # Takes any.
+  return (jaxattn.dense(),)
+
+
+def _sliding_window(sizes: Sizes, *, window: int, dilation: int = 1) -> Methods:
   """`window` counts the tokens seen, the query's own included."""
-  if not 1 <= window or (window - 1) * dilation >= length:
+  _fits(sizes, window, dilation)
+  return (jaxattn.sliding_window(left=window - 1, dilation=dilation),)
+
+
+def _longformer(
+  sizes: Sizes,
+  *,
+  window: Any,
+  dilation: Any = 1,
+  dilated_heads: int = 2,
+  num_global: int = 0,
+) -> Methods:
+  """`window` is the total width, or one for each layer; so is `dilation`.
+
+  The last `dilated_heads` heads of a layer are dilated, the others are not.
+  """
+  windows = _per_layer("window", window, sizes)
+  dilations = _per_layer("dilation", dilation, sizes)
+  if not 0 <= dilated_heads <= sizes.num_heads:
     raise ValueError(
-      f"window {window} with dilation {dilation} does not fit rows of {length} "
-      "tokens; take a smaller --config.method_options.window or a larger "
-      "--config.length"
+      f"dilated_heads must be in [0, {sizes.num_heads}], got {dilated_heads}"
     )
-  return jaxattn.sliding_window(left=window - 1, dilation=dilation)
+  found = []
+  for width, step in zip(windows, dilations, strict=True):
+    _fits(sizes, width // 2 + 1, 1)
+    plain = (1,) * (sizes.num_heads - dilated_heads)
+    per_head = plain + (step,) * dilated_heads
+    found.append(
+      jaxattn.longformer(
+        window=width,
+        dilation=1 if step == 1 else per_head,
+        num_global=num_global,
+      )
+    )
+  return tuple(found)
 
 
-# Name -> factory of (length of a row, options).
-METHODS: dict[str, Callable[..., jaxattn.AttentionMethod]] = {
+def _sparse_transformer(
+  sizes: Sizes,
+  *,
+  stride: int,
+  kind: str = "fixed",
+  factors: str = "merged",
+  summary: int = 1,
+  subblocks: int = 1,
+  order: Any = ("local", "remote"),
+) -> Methods:
+  """`factors=interleaved` gives the layers one factor each, in `order`."""
+  if stride > sizes.length:
+    raise ValueError(
+      f"stride {stride} does not fit rows of {sizes.length} tokens; take a "
+      "smaller --config.method_options.stride"
+    )
+  interleaved = factors == "interleaved"
+  method = jaxattn.sparse_transformer(
+    stride=stride,
+    kind=kind,  # pyrefly: ignore
+    factors="local" if interleaved else factors,  # pyrefly: ignore
+    summary=summary,
+    subblocks=subblocks,
+  )
+  if not interleaved:
+    return (method,)
+  return jaxattn.interleave(method, sizes.num_layers, tuple(order))
+
+
+def _fits(sizes: Sizes, window: int, dilation: int) -> None:
+  if not 1 <= window or (window - 1) * dilation >= sizes.length:
+    raise ValueError(
+      f"window {window} with dilation {dilation} does not fit rows of "
+      f"{sizes.length} tokens; take a smaller --config.method_options.window "
+      "or a larger --config.length"
+    )
+
+
+def _per_layer(name: str, value: Any, sizes: Sizes) -> tuple[int, ...]:
+  """One value for every layer, from one for all or a list."""
+  if isinstance(value, int):
+    return (value,) * sizes.num_layers
+  if len(value) != sizes.num_layers:
+    raise ValueError(
+      f"{name} must be a number, or one for each of {sizes.num_layers} layers; "
+      f"got {list(value)}"
+    )
+  return tuple(value)
+
+
+# Name -> factory of (sizes, options).
+METHODS: dict[str, Callable[..., Methods]] = {
   "dense": _dense,
+  "longformer": _longformer,
   "sliding_window": _sliding_window,
+  "sparse_transformer": _sparse_transformer,
 }
 
 
 def make(
-  name: str, length: int, options: dict[str, Any] | None = None
-) -> jaxattn.AttentionMethod:
-  """Makes the method that `name` names.
+  name: str, sizes: Sizes, options: dict[str, Any] | None = None
+) -> Methods:
+  """Makes the methods that `name` names.
 
   Args:
     name: a key of `METHODS`.
-    length: tokens in a row.
+    sizes: of the model.
     options: keyword arguments of the factory.
 
   Returns:
-    The method.
+    One method for all layers, or one for each.
 
   Raises:
     UserError: for an unknown name or option, a missing option, or a length that
       the method cannot take.
 
   Example:
-    >>> make("sliding_window", 256, {"window": 128}).left
+    >>> make("sliding_window", Sizes(length=256), {"window": 128})[0].left
     127
 
   Source: a literal dictionary instead of a registry.
@@ -80,6 +177,6 @@ def make(
         "method_options of the configuration."
       )
   try:
-    return factory(length, **options)
-  except (ValueError, NotImplementedError) as error:
+    return factory(sizes, **options)
+  except (TypeError, ValueError, NotImplementedError) as error:
     raise files.UserError(f"method {name!r}: {error}") from error

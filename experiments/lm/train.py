@@ -82,7 +82,8 @@ def check(config: Config) -> None:
 
 def make_model(config: Config, vocab_size: int) -> decoder.Decoder:
   """Makes the decoder that a configuration describes."""
-  method = methods.make(config.method, config.length, config.method_options)
+  sizes = methods.Sizes(config.length, config.num_layers, config.num_heads)
+  layer_methods = methods.make(config.method, sizes, config.method_options)
   try:
     return decoder.Decoder(
       decoder.DecoderConfig(
@@ -92,7 +93,7 @@ def make_model(config: Config, vocab_size: int) -> decoder.Decoder:
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads or None,
         mlp_width=config.mlp_width or None,
-        methods=(method,),
+        methods=layer_methods,
         positions=config.positions,  # pyrefly: ignore
         max_length=config.length,
         qk_norm=config.qk_norm,

@@ -184,7 +184,7 @@ def test_dropout_differs_by_step_and_resumes(folder, tmp_path, monkeypatch):
 def test_state_of_a_method_is_carried(folder, tmp_path, monkeypatch):
   """Counted by every part of a batch, saved, restored, sampled from."""
   monkeypatch.setitem(
-    methods.METHODS, "stateful", lambda length: stateful_method.Stateful()
+    methods.METHODS, "stateful", lambda sizes: (stateful_method.Stateful(),)
   )
   options = dict(
     method="stateful",
@@ -201,6 +201,35 @@ def test_state_of_a_method_is_carried(folder, tmp_path, monkeypatch):
   again, _ = _run(tmp_path / "b", folder, **options)
   for name in ("params", "carried"):
     jax.tree.map(np.testing.assert_array_equal, whole[name], again[name])
+
+
+def test_starts_from_the_parameters_of_another_run(folder, tmp_path):
+  """On another mesh, with longer rows; a resumed run does not start again."""
+  first, _ = _run(tmp_path / "a", folder, steps=4, mesh="data=1")
+  options = dict(
+    initial=str(tmp_path / "a"),
+    learning_rate=1e-30,
+    weight_decay=0.0,
+    length=24,
+    mesh="data=2,fsdp=2",
+  )
+  second, _ = _run(tmp_path / "b", folder, **options)
+  for got, want in zip(
+    jax.tree.leaves(second["params"]),
+    jax.tree.leaves(first["params"]),
+    strict=True,
+  ):
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+  other, _ = _run(tmp_path / "c", folder, learning_rate=1e-30)
+  assert np.abs(other["params"]["out"] - first["params"]["out"]).max() > 1e-3
+
+
+def test_wrong_initial_parameters_are_named(folder, tmp_path):
+  with pytest.raises(files.UserError, match="holds no checkpoint"):
+    _run(tmp_path / "b", folder, initial=str(tmp_path / "none"))
+  _run(tmp_path / "a", folder, steps=4)
+  with pytest.raises(files.UserError, match=r"out is \(257, 16\).*\(257, 24\)"):
+    _run(tmp_path / "b", folder, initial=str(tmp_path / "a"), width=24)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):

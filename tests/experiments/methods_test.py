@@ -6,28 +6,70 @@ import jaxattn
 from experiments.common import files
 from experiments.common import methods
 
+_SIZES = methods.Sizes(length=64, num_layers=4, num_heads=4)
+
+
+def _make(name, **options):
+  return methods.make(name, _SIZES, options)
+
 
 def test_names_make_methods():
-  assert methods.make("dense", 64) == jaxattn.dense()
-  got = methods.make("sliding_window", 64, {"window": 8, "dilation": 2})
-  assert got == jaxattn.sliding_window(left=7, dilation=2)
+  assert _make("dense") == (jaxattn.dense(),)
+  got = _make("sliding_window", window=8, dilation=2)
+  assert got == (jaxattn.sliding_window(left=7, dilation=2),)
   # As wide as the row is allowed: the window sees all of it.
-  widest = methods.make("sliding_window", 64, {"window": 64})
-  assert widest == jaxattn.sliding_window(left=63)
+  widest = _make("sliding_window", window=64)
+  assert widest == (jaxattn.sliding_window(left=63),)
+
+
+def test_longformer_grows_with_depth():
+  got = _make("longformer", window=[8, 8, 16, 32], dilation=[1, 1, 1, 2])
+  plain = [jaxattn.longformer(window=w) for w in (8, 8, 16)]
+  top = jaxattn.longformer(window=32, dilation=(1, 1, 2, 2))
+  assert got == (*plain, top)
+  one = _make("longformer", window=8, num_global=1)
+  assert one == (jaxattn.longformer(window=8, num_global=1),) * 4
+
+
+def test_sparse_transformer_interleaves():
+  got = _make("sparse_transformer", stride=8, summary=2, subblocks=2)
+  want = jaxattn.sparse_transformer(stride=8, summary=2, subblocks=2)
+  assert got == (want,)
+  layers = _make(
+    "sparse_transformer",
+    stride=8,
+    kind="strided",
+    factors="interleaved",
+    order=["local", "remote", "local", "local"],
+  )
+  assert [m.factors for m in layers] == ["local", "remote", "local", "local"]
+  assert {m.kind for m in layers} == {"strided"}
 
 
 @pytest.mark.parametrize(
   ("name", "options", "message"),
   [
-    ("sliding_windw", {}, "known: dense, sliding_window.*'sliding_window'"),
+    ("sliding_windw", {}, "known: .*sliding_window.*'sliding_window'"),
     ("dense", {"window": 8}, "has no option 'window'; it has: none"),
     ("sliding_window", {}, r"needs --config\.method_options\.window"),
     ("sliding_window", {"window": 65}, "window 65 .* rows of 64 tokens"),
     ("sliding_window", {"window": 0}, "window 0"),
     ("sliding_window", {"window": 8, "dilation": 0}, "dilation"),
+    ("longformer", {"window": [8, 8]}, "one for each of 4 layers"),
+    ("longformer", {"window": 7}, "even"),
+    ("longformer", {"window": 130}, "rows of 64 tokens"),
+    ("longformer", {"window": 8, "dilated_heads": 5}, "dilated_heads"),
+    ("sparse_transformer", {"stride": 65}, "stride 65 does not fit"),
+    ("sparse_transformer", {"stride": 8, "kind": "x"}, "kind must be one of"),
+    ("sparse_transformer", {"stride": 4, "summary": 5}, "summary"),
+    (
+      "sparse_transformer",
+      {"stride": 8, "factors": "interleaved", "order": ["a"]},
+      "factors must be one of",
+    ),
   ],
 )
 def test_errors(name, options, message):
   with pytest.raises(files.UserError, match=message) as error:
-    methods.make(name, 64, options)
+    _make(name, **options)
   assert "\n" not in str(error.value)
