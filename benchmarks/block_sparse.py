@@ -11,7 +11,6 @@ backward. Dense attention is left out where its temporary arrays, as XLA plans
 them, would exceed `--max_gib`.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -66,47 +65,6 @@ _PRODUCTS = {"forward": 2, "forward+backward": 7}
 _KEYS = ("pattern", "length", "pass")
 
 
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-  """A compiled function with its arguments.
-
-  Attributes:
-    call: runs it.
-    temporary: bytes that XLA plans beyond arguments and results.
-  """
-
-  call: Callable[[], Any]
-  temporary: int
-
-
-def compile_pass(
-  attend: Callable[..., jax.Array], which: str, arrays: tuple[Any, ...]
-) -> Compiled:
-  """Compiles one pass of an attention function.
-
-  Args:
-    attend: of query, key and value.
-    which: `forward`, or `forward+backward` for output and gradients.
-    arrays: query, key, value, and the cotangent of the output.
-
-  Returns:
-    The compiled pass.
-  """
-
-  def both(q: Any, k: Any, v: Any, ct: Any) -> Any:
-    out, vjp = jax.vjp(attend, q, k, v)
-    return out, vjp(ct)
-
-  function = both if which != "forward" else lambda q, k, v, _: attend(q, k, v)
-  # Arguments that the forward pass leaves unused would be dropped otherwise.
-  jitted = jax.jit(function, keep_unused=True)
-  compiled = jitted.lower(*arrays).compile()
-  memory = compiled.memory_analysis()
-  if memory is None:
-    raise RuntimeError("this backend does not tell its temporary memory.")
-  return Compiled(lambda: compiled(*arrays), memory.temp_size_in_bytes)
-
-
 def measure(name: str, length: int) -> list[dict[str, Any]]:
   """Measures one pattern at one length.
 
@@ -131,8 +89,8 @@ def measure(name: str, length: int) -> list[dict[str, Any]]:
   calls, passes = {"gemm": product}, {}
   for which in _PRODUCTS:
     passes[which] = (
-      compile_pass(ours, which, arrays),
-      compile_pass(jax.nn.dot_product_attention, which, arrays),
+      timing.compile_pass(ours, which, arrays),
+      timing.compile_pass(jax.nn.dot_product_attention, which, arrays),
     )
     calls[f"ours {which}"] = passes[which][0].call
     if passes[which][1].temporary <= _MAX_GIB.value * 2**30:
@@ -159,7 +117,7 @@ def measure(name: str, length: int) -> list[dict[str, Any]]:
 
 def _record(
   which: str,
-  compiled: tuple[Compiled, Compiled],
+  compiled: tuple[timing.Compiled, timing.Compiled],
   times: dict[str, timing.Timed],
   *,
   flops: float,

@@ -76,6 +76,47 @@ def interleave(
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A compiled function with its arguments.
+
+  Attributes:
+    call: runs it.
+    temporary: bytes that XLA plans beyond arguments and results.
+  """
+
+  call: Callable[[], Any]
+  temporary: int
+
+
+def compile_pass(
+  attend: Callable[..., jax.Array], which: str, arrays: tuple[Any, ...]
+) -> Compiled:
+  """Compiles one pass of an attention function.
+
+  Args:
+    attend: of query, key and value.
+    which: `forward`, or `forward+backward` for output and gradients.
+    arrays: query, key, value, and the cotangent of the output.
+
+  Returns:
+    The compiled pass.
+  """
+
+  def both(q: Any, k: Any, v: Any, ct: Any) -> Any:
+    out, vjp = jax.vjp(attend, q, k, v)
+    return out, vjp(ct)
+
+  function = both if which != "forward" else lambda q, k, v, _: attend(q, k, v)
+  # Arguments that the forward pass leaves unused would be dropped otherwise.
+  jitted = jax.jit(function, keep_unused=True)
+  compiled = jitted.lower(*arrays).compile()
+  memory = compiled.memory_analysis()
+  if memory is None:
+    raise RuntimeError("this backend does not tell its temporary memory.")
+  return Compiled(lambda: compiled(*arrays), memory.temp_size_in_bytes)
+
+
 def gemm(size: int, dtype: Any) -> tuple[Callable[[], Any], float]:
   """A square matrix product to measure the machine by, and its FLOPs.
 

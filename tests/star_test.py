@@ -141,7 +141,7 @@ class RingTest(parameterized.TestCase):
     _close(got, want)
 
   @parameterized.product(
-    ring=_RINGS, slots=("", "e", "s", "es"), kind=("all", "prefix", "any")
+    ring=_RINGS, slots=("", "s", "es"), kind=("prefix", "any")
   )
   def test_every_form_equals_dense_star(self, ring, slots, kind):
     length = 5
@@ -182,7 +182,7 @@ class RingTest(parameterized.TestCase):
     got = _ring(arrays, jaxattn.FULL, ring="none")
     _close(got, _oracle(arrays, jnp.asarray(counts)))
 
-  @parameterized.parameters(_RINGS)
+  @parameterized.product(ring=_RINGS)
   def test_rotation_turns_the_result(self, ring):
     """A cycle has no first token; an open ring has, and none has no order."""
     arrays = _draw(4, 9)
@@ -215,13 +215,13 @@ class RingTest(parameterized.TestCase):
     changed = np.any(np.asarray(before != after), axis=(0, 2, 3))
     np.testing.assert_array_equal(np.flatnonzero(changed), [0, 1, 8])
 
-  @parameterized.parameters(_RINGS)
+  @parameterized.product(ring=_RINGS)
   def test_padding_has_no_influence(self, ring):
     """Padding anywhere equals the real tokens alone; its rows are zero."""
     valid = np.array([1, 0, 1, 1, 0, 0, 1], bool)
     arrays = _draw(6, 7)
     loud = {
-      name: jnp.where(valid[:, None, None] | (x.shape[1] == 1), x, 99.0)
+      name: jnp.where(valid[:, None, None], x, 99.0) if x.shape[1] > 1 else x
       for name, x in arrays.items()
     }
     mask = jaxattn.Mask(key_valid=jnp.tile(valid[None], (_BATCH, 1)))

@@ -183,10 +183,13 @@ class RandomBlocks(pattern_base.Pattern):
   ) -> np.ndarray:
     num_rows = int(rows.high.max()) // self.block + 1
     num_cols = int(cols.high.max()) // self.block + 1
-    total = np.zeros((num_rows + 1, num_cols + 1), np.int64)
-    total[1:, 1:] = self._table(num_rows, num_cols).cumsum(0).cumsum(1)
+    table = self._table(num_rows, num_cols)
     r0, r1 = rows.low // self.block, rows.high // self.block + 1
     c0, c1 = cols.low // self.block, cols.high // self.block + 1
+    if np.all(r1 - r0 == 1) and np.all(c1 - c0 == 1):
+      return table[r0][:, c0] * np.int8(pattern_base.FULL)
+    total = np.zeros((num_rows + 1, num_cols + 1), np.int32)
+    total[1:, 1:] = table.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
     count = total[r1][:, c1] - total[r0][:, c1] - total[r1][:, c0]
     count += total[r0][:, c0]
     area = (r1 - r0)[:, None] * (c1 - c0)[None, :]

@@ -1,7 +1,9 @@
 """A decoder language model in Flax Linen, with any method in any layer."""
 
 import dataclasses
+import math
 from typing import Any
+from typing import get_args
 from typing import Literal
 
 import jax
@@ -12,10 +14,9 @@ from jaxattn._src import base
 from jaxattn._src import dense_method
 from jaxattn._src import masks
 from jaxattn._src import positions as positions_lib
-from jaxattn.nn import linen as layers
+from jaxattn.models import blocks
 
-Positions = Literal["learned", "rotary", "relative", "none"]
-Remat = Literal["none", "full", "dots"]
+Positions = Literal["learned", "rotary", "relative", "axes", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,28 @@ class DecoderConfig:
     methods: one attention method for all blocks, or one for each.
     positions: `rotary` turns queries and keys; `learned` adds a trained vector
       per position to the embedding; `relative` gives every method without a
-      relative scheme its own `T5Bias(bidirectional=False)`; `none` adds
-      nothing. A scheme that a method brings along works with all of them.
+      relative scheme its own `T5Bias(bidirectional=False)`; `axes` adds one
+      trained vector for each coordinate of the position in `position_axes`;
+      `none` adds nothing. A scheme that a method brings along works with all.
+    position_axes: sizes of the axes, the last one counting fastest: (rows,
+      columns, channels) of an image, (length / stride, stride) of a text.
     max_length: rows of the learned table, and default size of the cache.
+    norm: `pre` normalises what each branch reads, and the end; `post` the sum
+      of branch and residual, and the embeddings, which are then not scaled.
+    layer_norm_eps: of the norms.
+    activation: of the feed-forward layers: `gelu`, exact or as `gelu_tanh` by
+      its usual approximation or `gelu_sigmoid` by `x sigmoid(1.702 x)`, or
+      `relu`.
+    cross_attention: whether blocks attend to a context too, as in
+      `jaxattn.models.encoder_decoder`.
     qk_norm: whether to normalise queries and keys.
     use_bias: whether linear maps and norms have biases.
     tie_embeddings: whether the output uses the embedding table.
+    init_gain: variance of the kernels times their inputs.
+    scale_embeddings: whether embeddings are scaled by the root of the width
+      (`pre` only); if not, their variance is `init_gain / width`.
+    zero_unembed: whether the output matrix starts at zero, so that all tokens
+      are equally likely; needs `tie_embeddings=False`.
     dropout: rate on the embedding and on what each block adds.
     remat: what the backward pass computes again: nothing, each block in
       `full`, or each block but its matrix products (`dots`).
@@ -65,54 +82,54 @@ class DecoderConfig:
   mlp_width: int | None = None
   methods: tuple[base.AttentionMethod, ...] = (dense_method.Dense(),)
   positions: Positions = "rotary"
+  position_axes: tuple[int, ...] = ()
   max_length: int = 1024
+  norm: blocks.Norm = "pre"
+  layer_norm_eps: float = 1e-6
+  activation: str = "gelu_tanh"
+  cross_attention: bool = False
   qk_norm: bool = False
   use_bias: bool = False
   tie_embeddings: bool = True
+  init_gain: float = 1.0
+  scale_embeddings: bool = True
+  zero_unembed: bool = False
   dropout: float = 0.0
-  remat: Remat = "none"
+  remat: blocks.Remat = "none"
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
   def __post_init__(self) -> None:
-    for name in ("vocab_size", "width", "num_layers", "num_heads"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-    if self.head_dim is None and self.width % self.num_heads:
-      raise ValueError(
-        f"num_heads must divide width {self.width}, got {self.num_heads}; or "
-        "give head_dim."
-      )
-    kv_heads = self.num_kv_heads or self.num_heads
-    if self.num_heads % kv_heads:
-      raise ValueError(
-        f"num_kv_heads must divide num_heads {self.num_heads}, got {kv_heads}."
-      )
-    if not isinstance(self.methods, tuple) or len(self.methods) not in (
-      1,
-      self.num_layers,
-    ):
-      raise ValueError(
-        "methods must be a tuple of one method, or of one for each of "
-        f"{self.num_layers} layers; got {self.methods!r}."
-      )
-    for name, allowed in (
-      ("positions", ("learned", "rotary", "relative", "none")),
-      ("remat", ("none", "full", "dots")),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-          f"{name} must be one of {allowed}, got {getattr(self, name)!r}."
-        )
-    if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+    blocks.check_config(self, get_args(Positions))
     for method in self.methods:
       if method.causality == "none":
         raise ValueError(
           f"methods: {method} does not serve causal masks, which a decoder "
           "needs."
         )
+    self._check_axes()
+    if self.init_gain <= 0:
+      raise ValueError(f"init_gain must be positive, got {self.init_gain}.")
+    if self.zero_unembed and self.tie_embeddings:
+      raise ValueError("zero_unembed=True needs tie_embeddings=False.")
+    if not self.scale_embeddings and self.norm == "post":
+      raise ValueError("scale_embeddings is for norm='pre'; leave it out.")
     self.layer_methods()  # Raises for positions that a method cannot have.
+
+  def _check_axes(self) -> None:
+    axes = self.position_axes
+    if (self.positions == "axes") != bool(axes):
+      raise ValueError(
+        "position_axes go with positions='axes', got positions="
+        f"{self.positions!r} and position_axes={axes}."
+      )
+    if not axes:
+      return
+    if min(axes) < 1 or math.prod(axes) < self.max_length:
+      raise ValueError(
+        f"position_axes must be positive and hold max_length {self.max_length} "
+        f"positions, got {axes} = {math.prod(axes)}."
+      )
 
   @property
   def head_size(self) -> int:
@@ -142,101 +159,19 @@ def _with_scheme(method: Any) -> Any:
   return dataclasses.replace(method, relative=scheme)
 
 
-class Block(nn.Module, kw_only=True):
-  """One pre-norm block: attention, then a feed-forward layer with GELU.
-
-  Attributes:
-    cfg: the model's configuration.
-    method: the attention method of this block.
-
-  Example:
-    >>> from jaxattn.models import decoder
-    >>> cfg = decoder.DecoderConfig(vocab_size=8, width=16, num_heads=2)
-    >>> block = decoder.Block(cfg=cfg, method=jaxattn.dense())
-    >>> x = jnp.ones((1, 4, 16))
-    >>> args = (x, jaxattn.CAUSAL, None, False, False)
-    >>> block.init_with_output(jax.random.key(0), *args)[0].shape
-    (1, 4, 16)
-
-  Source: Xiong et al., 2020, https://arxiv.org/abs/2002.04745.
-  """
-
-  cfg: DecoderConfig
-  method: base.AttentionMethod
-
-  def setup(self) -> None:
-    """Makes the layers."""
-    cfg = self.cfg
-    shared = {
-      "use_bias": cfg.use_bias,
-      "dtype": cfg.dtype,
-      "param_dtype": cfg.param_dtype,
-    }
-    # The sum of 2 L branches then has the variance of one.
-    scaled = nn.initializers.variance_scaling(
-      1 / (2 * cfg.num_layers), "fan_in", "normal"
-    )
-    plain = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    self.attention_norm, self.mlp_norm = _norm(cfg), _norm(cfg)
-    self.attention = layers.Attention(
-      method=self.method,
-      num_heads=cfg.num_heads,
-      num_kv_heads=cfg.num_kv_heads,
-      head_dim=cfg.head_size,
-      out_features=cfg.width,
-      qk_norm=cfg.qk_norm,
-      rotary=10_000.0 if cfg.positions == "rotary" else None,
-      kernel_init=plain,
-      out_kernel_init=scaled,
-      **shared,
-    )
-    mlp_width = cfg.mlp_width or 4 * cfg.width
-    self.mlp_in = layers.Projection(
-      features=(mlp_width,),
-      names=("embed", "mlp"),
-      kernel_init=plain,
-      **shared,
-    )
-    self.mlp_out = layers.Projection(
-      features=(cfg.width,),
-      names=("mlp", "embed"),
-      kernel_init=scaled,
-      **shared,
-    )
-    self.drop = nn.Dropout(cfg.dropout)
-
-  def __call__(
-    self,
-    x: jax.Array,
-    mask: masks.Mask,
-    positions: jax.Array | None,
-    train: bool,
-    decode: bool,
-  ) -> jax.Array:
-    """Maps `[B, T, D]` to `[B, T, D]`; arguments as of `layers.Attention`."""
-    mixed = self.attention(
-      self.attention_norm(x),
-      mask=mask,
-      positions=positions,
-      train=train,
-      decode=decode,
-    )
-    x = x + self.drop(mixed, deterministic=not train)
-    hidden = nn.gelu(self.mlp_in(self.mlp_norm(x)))
-    return x + self.drop(self.mlp_out(hidden), deterministic=not train)
-
-
 class Decoder(nn.Module):
   """A causal language model: tokens to logits of the next token.
 
   Parameters carry the logical axis names `embed` (the width), `mlp`, `heads`
   (`kv_heads` where grouped), `head_dim` and `vocab`; strip the boxes with
   `nn.unbox`. Embeddings have variance 1 / width and are scaled by its root
-  before the first block. The collection `attention` holds the state of methods
-  that have any, and exists only then. Dropout draws from the stream `dropout`.
+  before the first block, or normalised in the `post` form. The collection
+  `attention` holds the state of methods that have any, and exists only then.
+  Dropout draws from the stream `dropout`.
 
   Attributes:
     cfg: the shape of the model.
+    shared_embed: an embedding to use in place of its own, or None.
 
   Example:
     >>> from jaxattn.models import decoder
@@ -255,35 +190,34 @@ class Decoder(nn.Module):
   """
 
   cfg: DecoderConfig
+  shared_embed: nn.Module | None = None
 
   def setup(self) -> None:
     """Makes the layers."""
     cfg = self.cfg
-    self.embed = nn.Embed(
-      cfg.vocab_size,
-      cfg.width,
-      param_dtype=cfg.param_dtype,
-      embedding_init=_boxed(
-        nn.initializers.normal(cfg.width**-0.5), "vocab", "embed"
-      ),
-    )
+    if self.shared_embed is None:
+      self.embed = blocks.make_embed(cfg, cfg.vocab_size, "vocab")
+    else:
+      self.embed = self.shared_embed
     if cfg.positions == "learned":
-      self.position_embed = nn.Embed(
-        cfg.max_length,
-        cfg.width,
-        param_dtype=cfg.param_dtype,
-        embedding_init=_boxed(
-          nn.initializers.normal(cfg.width**-0.5), None, "embed"
-        ),
-      )
+      self.position_embed = blocks.make_embed(cfg, cfg.max_length, None)
+    elif cfg.positions == "axes":
+      self.axis_embeds = [
+        blocks.make_embed(cfg, size, None, share=len(cfg.position_axes))
+        for size in cfg.position_axes
+      ]
     self.drop = nn.Dropout(cfg.dropout)
-    block = _remat(cfg.remat)
+    block = blocks.remat(blocks.Block, cfg.remat)
     self.blocks = [block(cfg=cfg, method=m) for m in cfg.layer_methods()]
-    self.final_norm = _norm(cfg)
+    if cfg.norm == "pre":
+      self.final_norm = blocks.make_norm(cfg)
+    else:
+      self.embed_norm = blocks.make_norm(cfg)
     if not cfg.tie_embeddings:
+      size = 0.0 if cfg.zero_unembed else 0.02
       self.unembed = self.param(
         "unembed",
-        _boxed(nn.initializers.normal(0.02), "vocab", "embed"),
+        blocks.boxed(nn.initializers.normal(size), "vocab", "embed"),
         (cfg.vocab_size, cfg.width),
         cfg.param_dtype,
       )
@@ -294,6 +228,8 @@ class Decoder(nn.Module):
     *,
     mask: masks.Mask = masks.CAUSAL,
     positions: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_mask: masks.Mask = masks.FULL,
     train: bool = False,
   ) -> jax.Array:
     """Logits of the next token after every token.
@@ -302,8 +238,10 @@ class Decoder(nn.Module):
       tokens: `[B, T]` ints in `[0, vocab_size)`; others give NaN.
       mask: what may attend to what; for packed rows
         `jaxattn.packed(segment_ids, causal=True)`.
-      positions: `[B, T]` ints for learned and rotary positions, for example
+      positions: `[B, T]` ints for learned, axes and rotary ones, for example
         restarting in every packed document; None counts from 0.
+      context: `[B, S, C]` floats, with `cross_attention` only.
+      context_mask: which token may attend to what of the context.
       train: whether dropout and the state of methods are active.
 
     Returns:
@@ -313,7 +251,12 @@ class Decoder(nn.Module):
       ValueError: if shapes do not fit, or T exceeds the learned positions.
     """
     cfg = self.cfg
-    check_tokens(tokens)
+    blocks.check_tokens(tokens)
+    if (context is not None) != cfg.cross_attention:
+      raise ValueError(
+        "context goes with cross_attention=True of the configuration, which "
+        f"is {cfg.cross_attention}."
+      )
     if positions is not None and positions.shape != tokens.shape:
       raise ValueError(
         f"positions must have the shape of tokens {tokens.shape}, got "
@@ -321,27 +264,44 @@ class Decoder(nn.Module):
       )
     if positions is not None and cfg.positions in ("relative", "none"):
       raise ValueError(
-        f"positions are for learned and rotary positions; the model has "
+        f"positions are for learned, axes and rotary positions; the model has "
         f"{cfg.positions!r}: leave them out."
       )
     if positions is None:
-      if cfg.positions == "learned" and tokens.shape[1] > cfg.max_length:
+      added = cfg.positions in ("learned", "axes")
+      if added and tokens.shape[1] > cfg.max_length:
         raise ValueError(
           f"tokens of length {tokens.shape[1]} exceed max_length "
           f"{cfg.max_length} of the learned positions."
         )
       positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    x = self._blocks(tokens, mask, positions, train, False)
+    x = self._blocks(
+      tokens, mask, positions, train, False, context, context_mask
+    )
     return self._logits(x)
 
-  def init_cache(self, batch_size: int, max_length: int | None = None) -> None:
+  def init_cache(
+    self,
+    batch_size: int,
+    max_length: int | None = None,
+    context: jax.Array | None = None,
+    context_valid: jax.Array | None = None,
+  ) -> None:
     """Puts an empty decoding cache in the collection `cache`.
 
-    Use `init_cache` of `jaxattn.models.decoding`, which returns it.
+    Use `init_cache` of `jaxattn.models.decoding`, which returns it, or that of
+    `jaxattn.models.seq2seq` for a model with a context.
     """
     length = self.cfg.max_length if max_length is None else max_length
     for block in self.blocks:
       block.attention.init_cache((batch_size,), length)
+      if self.cfg.cross_attention:
+        if context is None:
+          raise ValueError(
+            "cross_attention=True decodes with a context; make the cache with "
+            "jaxattn.models.seq2seq.init_cache."
+          )
+        block.cross.remember(context, context_valid)
     self.put_variable("cache", "length", jnp.zeros(batch_size, jnp.int32))
 
   def extend(
@@ -352,7 +312,7 @@ class Decoder(nn.Module):
     last_only: bool = False,
   ) -> jax.Array:
     """Appends tokens to the collection `cache`; see `decoding.decode_step`."""
-    check_tokens(tokens)
+    blocks.check_tokens(tokens)
     if not self.has_variable("cache", "length"):
       raise ValueError(
         "extend needs the collection 'cache'; see decoding.init_cache."
@@ -371,7 +331,8 @@ class Decoder(nn.Module):
       # Padding may lie beyond the learned table, and NaN would spread from it.
       positions = jnp.where(key_valid, positions, 0)
     mask = masks.Mask(causal=True, key_valid=key_valid)
-    x = self._blocks(tokens, mask, positions, False, True)
+    context_mask = masks.Mask(query_valid=key_valid)
+    x = self._blocks(tokens, mask, positions, False, True, None, context_mask)
     self.put_variable("cache", "length", length + count)
     if last_only:
       last = jnp.maximum(count - 1, 0)[:, None, None]
@@ -385,58 +346,40 @@ class Decoder(nn.Module):
     positions: jax.Array,
     train: bool,
     decode: bool,
+    context: jax.Array | None,
+    context_mask: masks.Mask,
   ) -> jax.Array:
     cfg = self.cfg
     x = self.embed(tokens)
     if cfg.positions == "learned":
       x = x + jnp.broadcast_to(self.position_embed(positions), x.shape)
-    # Of the size of what blocks add, or the tokens would drown in it.
-    x = (x * cfg.width**0.5).astype(cfg.dtype)
+    elif cfg.positions == "axes":
+      x = x + jnp.broadcast_to(self._on_axes(positions), x.shape)
+    if cfg.norm == "pre":
+      # Of the size of what blocks add, or the tokens would drown in it.
+      x = (x * cfg.width**0.5 if cfg.scale_embeddings else x).astype(cfg.dtype)
+    else:
+      x = self.embed_norm(x)
     x = self.drop(x, deterministic=not train)
     turns = positions if cfg.positions == "rotary" else None
     for block in self.blocks:
-      x = block(x, mask, turns, train, decode)
+      x = block(x, mask, turns, train, decode, context, context_mask)
     return x
+
+  def _on_axes(self, positions: jax.Array) -> jax.Array:
+    """The sum of the vectors of all coordinates of the positions."""
+    inner, total = math.prod(self.cfg.position_axes), None
+    for axis, (size, table) in enumerate(
+      zip(self.cfg.position_axes, self.axis_embeds, strict=True)
+    ):
+      inner //= size
+      at = positions // inner
+      vectors = table(at if axis == 0 else at % size)
+      total = vectors if total is None else total + vectors
+    return total  # pyrefly: ignore
 
   def _logits(self, x: jax.Array) -> jax.Array:
     table = self.embed.embedding if self.cfg.tie_embeddings else self.unembed
-    x = self.final_norm(x)
-    return jnp.einsum(
-      "...d,vd->...v",
-      x,
-      table.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
-
-
-def check_tokens(tokens: jax.Array) -> None:
-  """Raises ValueError unless `tokens` are integers `[B, T]`."""
-  if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-    raise ValueError(
-      f"tokens must be integers [B, T], got {tokens.dtype}{tokens.shape}."
-    )
-
-
-def _boxed(init: Any, *names: str | None) -> Any:
-  return nn.with_logical_partitioning(init, names)
-
-
-def _norm(cfg: DecoderConfig) -> nn.LayerNorm:
-  return nn.LayerNorm(
-    use_bias=cfg.use_bias,
-    dtype=cfg.dtype,
-    param_dtype=cfg.param_dtype,
-    scale_init=_boxed(nn.initializers.ones_init(), "embed"),
-    bias_init=_boxed(nn.initializers.zeros_init(), "embed"),
-  )
-
-
-def _remat(policy: Remat) -> Any:
-  """The class of blocks, which recompute what the policy names."""
-  if policy == "none":
-    return Block
-  keep = None
-  if policy == "dots":
-    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-  # `train` and `decode`, counted with self.
-  return nn.remat(Block, static_argnums=(4, 5), policy=keep)
+    if self.cfg.norm == "pre":
+      x = self.final_norm(x)
+    return blocks.unembed(x, table)

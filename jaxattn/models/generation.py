@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxattn.models import blocks
 from jaxattn.models import decoder
 from jaxattn.models import decoding
 
@@ -125,7 +126,7 @@ def generate(
   Source: `jaxattn.models.decoding.decode_step` and `sample_logits`.
   """
   check_sampling(temperature, top_k, top_p)
-  decoder.check_tokens(prompt)
+  blocks.check_tokens(prompt)
   batch, width = prompt.shape
   if width < 1 or max_new_tokens < 1:
     raise ValueError(

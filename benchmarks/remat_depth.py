@@ -1,0 +1,150 @@
+"""Memory of a deep decoder against its depth, with and without recomputation.
+
+  python -m benchmarks.remat_depth
+  pip install 'jax[tpu]'
+  python -m benchmarks.remat_depth --topology=v5e:2x2
+
+Counts, for the Sparse Transformer's form of the decoder, the bytes that the
+forward pass leaves for the backward pass (parameters aside), and the temporary
+memory that the compiler plans for the loss and its gradients. With a
+`--topology` it compiles for one device of that kind of TPU, which need not be
+there. XLA's compiler for CPUs drops the barriers that keep recomputation apart
+from the forward pass and merges the two, so that there only the first count
+shows the effect.
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app
+from absl import flags
+from absl import logging
+from flax import linen as nn
+from jax.experimental import topologies
+
+from benchmarks import timing
+from experiments.common import files
+from experiments.common import plots
+from jaxattn.models import decoder
+from jaxattn.models import sparse_transformer
+
+_DEPTHS = flags.DEFINE_list("depths", ["2", "4", "8", "16"], "Layers.")
+_LENGTH = flags.DEFINE_integer("length", 1024, "Tokens.", lower_bound=64)
+_WIDTH = flags.DEFINE_integer("width", 128, "Of the model.", lower_bound=16)
+_BATCH = flags.DEFINE_integer("batch", 2, "Rows.", lower_bound=1)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "TPU to compile for, for example v5e:2x2; empty: this device."
+)
+_OUTPUT = flags.DEFINE_string(
+  "output", "benchmarks/results/remat_depth.jsonl", "Where results go."
+)
+
+
+def _loss(model: decoder.Decoder, tokens: jax.Array, params: Any) -> jax.Array:
+  logits = model.apply({"params": params}, tokens)
+  picked = jnp.take_along_axis(
+    jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1
+  )
+  return -jnp.mean(picked)
+
+
+def _bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def measure(depth: int, remat: str) -> dict[str, Any]:
+  """The memory of one depth and policy."""
+  stride = 32
+  cfg = sparse_transformer.config(
+    vocab_size=256,
+    position_axes=(_LENGTH.value // stride, stride),
+    stride=stride,
+    num_layers=depth,
+    width=_WIDTH.value,
+    num_heads=4,
+    remat=remat,
+  )
+  model = decoder.Decoder(cfg)
+  tokens = jnp.zeros((_BATCH.value, cfg.max_length), jnp.int32)
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens))["params"]
+  loss = functools.partial(_loss, model, tokens)
+  kept = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+  arguments = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding()),
+    params,
+  )
+  compiled = jax.jit(jax.value_and_grad(loss)).lower(arguments).compile()
+  return {
+    "depth": depth,
+    "remat": remat,
+    "length": cfg.max_length,
+    "width": cfg.width,
+    "batch": _BATCH.value,
+    "topology": _TOPOLOGY.value,
+    "kept_bytes": _bytes(kept) - _bytes(params),
+    "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+  }
+
+
+@functools.cache
+def _sharding() -> jax.sharding.Sharding:
+  """One device, of the topology asked for."""
+  if not _TOPOLOGY.value:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  topology = topologies.get_topology_desc(
+    platform="tpu", topology_name=_TOPOLOGY.value
+  )
+  return jax.sharding.SingleDeviceSharding(topology.devices[0])
+
+
+def main(argv: list[str]) -> None:
+  """Measures all depths, writes and prints the results."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  logging.set_verbosity(logging.WARNING)
+  where, output = timing.environment(), pathlib.Path(_OUTPUT.value)
+  records = [
+    measure(depth, remat)
+    for depth in map(int, _DEPTHS.value)
+    for remat in ("none", "dots", "full")
+  ]
+  timing.write_jsonl(output, [where | r for r in records])
+  rows = [
+    {
+      "layers": r["depth"],
+      "remat": r["remat"],
+      **{
+        name: f"{r[key] / 2**20:.1f}"
+        for name, key in (
+          ("kept MiB", "kept_bytes"),
+          ("temporary MiB", "temporary_bytes"),
+        )
+      },
+    }
+    for r in records
+  ]
+  table = timing.markdown(rows)
+  with files.whole(output.with_suffix(".md")) as part:
+    part.write_text(f"`{where['command']}`, {where['date']}\n\n{table}\n")
+  plots.curves(
+    output.with_suffix(".png"),
+    {
+      remat: [
+        (r["depth"], r["temporary_bytes"] / 2**20)
+        for r in records
+        if r["remat"] == remat
+      ]
+      for remat in ("none", "dots", "full")
+    },
+    title=f"Memory of a gradient, {_TOPOLOGY.value or where['device']}",
+    x_label="layers",
+    y_label="MiB beyond parameters and gradients",
+  )
+  print(f"{table}\n\nwritten to {output} (.md, .png beside it)")
+
+
+if __name__ == "__main__":
+  app.run(main)

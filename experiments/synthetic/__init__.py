@@ -1,0 +1,1 @@
+"""Synthetic tasks, whose answers are known, for models that are not causal."""

@@ -1,0 +1,27 @@
+"""Masked summation, 10 of 200 vectors, with a small Star Transformer.
+
+Command:
+  python -m experiments.synthetic.main --workdir=runs/star \
+    --config=experiments/synthetic/configs/masked_summation.py:star
+
+Hardware: 2 CPU cores.
+"""
+
+from experiments.synthetic import train
+
+
+def get_config(method: str = "star") -> train.Config:
+  """The configuration, with the method that `method` names."""
+  return train.Config(
+    task="masked_summation",
+    task_options={"n": 200, "k": 10},
+    method=method,
+    steps=1500,
+    batch_size=32,
+    learning_rate=3e-3,
+    warmup_steps=50,
+    final_learning_rate=0.02,
+    log_every=50,
+    eval_every=100,
+    checkpoint_every=100,
+  )

@@ -1,0 +1,1 @@
+"""Public checkpoints, read from local folders into this library's models."""

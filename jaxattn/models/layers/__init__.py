@@ -1,0 +1,1 @@
+"""Layers that are more than a function of query, key and value."""
