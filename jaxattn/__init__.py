@@ -5,10 +5,17 @@ from jaxattn import positions as positions
 from jaxattn._src.base import AttentionMethod as AttentionMethod
 from jaxattn._src.base import AttentionShapes as AttentionShapes
 from jaxattn._src.base import take as take
+from jaxattn._src.bigbird import BigBird as BigBird
+from jaxattn._src.bigbird import bigbird as bigbird
 from jaxattn._src.dense_method import Dense as Dense
 from jaxattn._src.dense_method import dense as dense
 from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
 from jaxattn._src.engines.dense import dense_attention as dense_attention
+from jaxattn._src.etc import Etc as Etc
+from jaxattn._src.etc import etc as etc
+from jaxattn._src.etc import etc_attention as etc_attention
+from jaxattn._src.etc import EtcHeads as EtcHeads
+from jaxattn._src.etc import EtcTable as EtcTable
 from jaxattn._src.explain import explain as explain
 from jaxattn._src.explain import Explanation as Explanation
 from jaxattn._src.global_tokens import global_attention as global_attention
@@ -31,6 +38,8 @@ from jaxattn._src.sparse_transformer import (
 from jaxattn._src.sparse_transformer import (
   SparseTransformer as SparseTransformer,
 )
+from jaxattn._src.star import star_relay_attention as star_relay_attention
+from jaxattn._src.star import star_ring_attention as star_ring_attention
 
 __version__ = "0.1.0"
 
@@ -39,7 +48,11 @@ __all__ = [
   "FULL",
   "AttentionMethod",
   "AttentionShapes",
+  "BigBird",
   "Dense",
+  "Etc",
+  "EtcHeads",
+  "EtcTable",
   "Explanation",
   "Longformer",
   "Mask",
@@ -47,9 +60,12 @@ __all__ = [
   "Relative",
   "SlidingWindow",
   "SparseTransformer",
+  "bigbird",
   "block_sparse",
   "dense",
   "dense_attention",
+  "etc",
+  "etc_attention",
   "explain",
   "global_attention",
   "global_positions",
@@ -61,5 +77,7 @@ __all__ = [
   "positions",
   "sliding_window",
   "sparse_transformer",
+  "star_relay_attention",
+  "star_ring_attention",
   "take",
 ]

@@ -353,6 +353,14 @@ class OptionsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       bigbird(block=4, plan=plan).pattern(2, length, length)
 
+  def test_a_plan_of_no_rows_or_slots(self):
+    for shape, length in (((1, 0, 2), 8), ((2, 3, 0), 18)):
+      method = bigbird(block=4, plan=np.zeros(shape, int))
+      want = bigbird(block=4, num_random=0)
+      np.testing.assert_array_equal(
+        _found(method, length), _found(want, length)
+      )
+
   def test_is_an_encoder(self):
     q, k, v, _ = _draw(4, 20)
     method = bigbird(block=4)

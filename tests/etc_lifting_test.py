@@ -367,23 +367,35 @@ class LiftTest(parameterized.TestCase):
       bert.etc_config(self.folder)
 
 
-def test_equals_hugging_face(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_equals_hugging_face(tmp_path, kind):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   torch.manual_seed(0)
   fields = {k: v for k, v in _CONFIG.items() if k != "model_type"}
-  model = transformers.BertModel(
-    transformers.BertConfig(max_position_embeddings=16, **fields)
-  ).eval()
+  fields |= dict(max_position_embeddings=16, initializer_range=0.4)
+  config = getattr(transformers, f"{kind}Config")(**fields)
+  model = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+  encoder = getattr(model, kind.lower())
   with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
     # ETC has no positions.
-    model.embeddings.position_embeddings.weight.zero_()
+    encoder.embeddings.position_embeddings.weight.zero_()
   model.save_pretrained(tmp_path, safe_serialization=True)
   cfg = bert.etc_config(tmp_path, radius=_LONG, max_distance=None)
-  lifted = bert.lift(tmp_path, cfg, _init(cfg, etc.EtcModel))
+  lifted = bert.lift(tmp_path, cfg, _init(cfg))
+  assert lifted.fresh == ()
   long, global_ = _inputs()
-  got = etc.EtcModel(cfg).apply({"params": lifted.params}, long, global_)
-  joined = np.concatenate([long, global_], axis=1)
+  logits, got = etc.EtcMaskedLM(cfg).apply(
+    {"params": lifted.params}, long, global_
+  )
+  joined = torch.asarray(np.concatenate([long, global_], axis=1))
+  joined = joined.to(torch.int64)
+  full = torch.ones_like(joined)
   with torch.no_grad():
-    want = model(torch.asarray(joined)).last_hidden_state.numpy()
-  np.testing.assert_allclose(np.concatenate(got, axis=1), want, atol=2e-5)
+    want = model(joined, attention_mask=full).logits.numpy()
+    hidden = encoder(joined, attention_mask=full).last_hidden_state.numpy()
+  np.testing.assert_allclose(logits, want[:, :_LONG], atol=5e-5)
+  np.testing.assert_allclose(got, hidden[:, _LONG:], atol=2e-5)

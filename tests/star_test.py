@@ -218,7 +218,7 @@ class RingTest(parameterized.TestCase):
   @parameterized.product(ring=_RINGS)
   def test_padding_has_no_influence(self, ring):
     """Padding anywhere equals the real tokens alone; its rows are zero."""
-    valid = np.array([1, 0, 1, 1, 0, 0, 1], bool)
+    valid = np.array([0, 1, 1, 0, 0, 1, 0], bool)
     arrays = _draw(6, 7)
     loud = {
       name: jnp.where(valid[:, None, None], x, 99.0) if x.shape[1] > 1 else x

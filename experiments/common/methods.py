@@ -101,6 +101,42 @@ def _sparse_transformer(
   return jaxattn.interleave(method, sizes.num_layers, tuple(order))
 
 
+def _bigbird(
+  sizes: Sizes,
+  *,
+  block: int,
+  num_random: int = 3,
+  num_global: int = 0,
+  seed: int = 0,
+) -> Methods:
+  """`num_global` leading tokens are global, or with 0 first and last block.
+
+  Every layer has a random plan of its own.
+  """
+  form = {"form": "etc", "num_global": num_global} if num_global else {}
+  return tuple(
+    jaxattn.bigbird(
+      block=block, num_random=num_random, seed=seed, layer=layer, **form
+    )
+    for layer in range(sizes.num_layers)
+  )
+
+
+def _etc(
+  sizes: Sizes, *, num_global: int, radius: int, max_distance: int = 12
+) -> Methods:
+  """The first `num_global` tokens are global; see `jaxattn.etc`."""
+  if num_global >= sizes.length:
+    raise ValueError(
+      f"num_global {num_global} does not fit rows of {sizes.length} tokens"
+    )
+  return (
+    jaxattn.etc(
+      num_global=num_global, radius=radius, max_distance=max_distance
+    ),
+  )
+
+
 def _fits(sizes: Sizes, window: int, dilation: int) -> None:
   if not 1 <= window or (window - 1) * dilation >= sizes.length:
     raise ValueError(
@@ -124,7 +160,9 @@ def _per_layer(name: str, value: Any, sizes: Sizes) -> tuple[int, ...]:
 
 # Name -> factory of (sizes, options).
 METHODS: dict[str, Callable[..., Methods]] = {
+  "bigbird": _bigbird,
   "dense": _dense,
+  "etc": _etc,
   "longformer": _longformer,
   "sliding_window": _sliding_window,
   "sparse_transformer": _sparse_transformer,

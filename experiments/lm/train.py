@@ -22,6 +22,7 @@ from experiments.lm import data as corpora
 from experiments.lm import summary
 from jaxattn.models import decoder
 from jaxattn.models import generation
+from jaxattn.models import sparse_transformer
 
 
 @dataclasses.dataclass
@@ -40,6 +41,7 @@ class Config(loop.LoopConfig):
   eval_windows: int = 0  # At most, while training; 0: all. The end uses all.
   floors_train_bytes: int = 20_000_000  # That Markov models count; 0: all.
   # Model.
+  model: str = "gpt"  # gpt, or sparse_transformer: its form of the decoder.
   method: str = "dense"  # See experiments/common/methods.py.
   method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
   width: int = 256
@@ -84,25 +86,31 @@ def make_model(config: Config, vocab_size: int) -> decoder.Decoder:
   """Makes the decoder that a configuration describes."""
   sizes = methods.Sizes(config.length, config.num_layers, config.num_heads)
   layer_methods = methods.make(config.method, sizes, config.method_options)
-  try:
-    return decoder.Decoder(
-      decoder.DecoderConfig(
-        vocab_size=vocab_size,
-        width=config.width,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads or None,
-        mlp_width=config.mlp_width or None,
-        methods=layer_methods,
-        positions=config.positions,  # pyrefly: ignore
-        max_length=config.length,
-        qk_norm=config.qk_norm,
-        tie_embeddings=config.tie_embeddings,
-        dropout=config.dropout,
-        remat=config.remat,  # pyrefly: ignore
-        dtype=jnp.dtype(config.dtype),
-      )
+  options = {
+    "vocab_size": vocab_size,
+    "width": config.width,
+    "num_layers": config.num_layers,
+    "num_heads": config.num_heads,
+    "num_kv_heads": config.num_kv_heads or None,
+    "mlp_width": config.mlp_width or None,
+    "methods": layer_methods,
+    "positions": config.positions,
+    "max_length": config.length,
+    "qk_norm": config.qk_norm,
+    "tie_embeddings": config.tie_embeddings,
+    "dropout": config.dropout,
+    "remat": config.remat,
+    "dtype": jnp.dtype(config.dtype),
+  }
+  if config.model == "sparse_transformer":
+    column = config.method_options.get("stride", math.isqrt(config.length))
+    options |= sparse_transformer.form((-(-config.length // column), column))
+  elif config.model != "gpt":
+    raise files.UserError(
+      f"--config.model must be gpt or sparse_transformer, got {config.model!r}."
     )
+  try:
+    return decoder.Decoder(decoder.DecoderConfig(**options))
   except (ValueError, NotImplementedError) as error:
     raise files.UserError(f"the model cannot be built: {error}") from error
 
@@ -133,7 +141,7 @@ def loss_sums(
   mask, positions = jaxattn.CAUSAL, None
   if "segment_ids" in batch:
     mask = jaxattn.packed(batch["segment_ids"], causal=True, pad_id=0)
-    if model.cfg.positions in ("rotary", "learned"):
+    if model.cfg.positions in ("rotary", "learned", "axes"):
       positions = batch["positions"]
   rngs = {}
   if rng is not None:

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+import jaxattn
 from experiments.common import files
+from experiments.common import methods
 from experiments.synthetic import task as task_lib
+from jaxattn.models import encoder
 from jaxattn.models import star as models
 from jaxattn.models.layers import star
+from jaxattn.nn import linen as layers
 
 # Name -> what it changes of the encoder.
 _STAR: dict[str, dict[str, Any]] = {
@@ -19,14 +23,7 @@ _STAR: dict[str, dict[str, Any]] = {
   "star_ring_only": {"radical": False},
   "star_radical_only": {"ring": "none"},
 }
-_ENCODER: dict[str, Any] = {
-  "width": 64,
-  "num_layers": 2,
-  "num_heads": 4,
-  "head_dim": 16,
-  "positions": "none",
-  "dropout": 0.0,
-}
+_WIDTH, _LAYERS, _HEADS = 64, 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class MaskedSummation:
     >>> bool(np.isclose(row["inputs"][0, :, 1].sum(), row["targets"][0, 0]))
     True
 
-  Source: Guo et al., 2019, https://arxiv.org/abs/1902.09113, section 5.1.
+  Source: Guo et al., 2019, https://arxiv.org/abs/1902.09113.
   """
 
   n: int = 200
@@ -86,38 +83,40 @@ class MaskedSummation:
       "targets": targets,
     }
 
-  def make_model(self, method: str, options: dict[str, Any]) -> nn.Module:
-    """A network of vectors to the sum."""
-    if method not in _STAR:
+  def make_model(
+    self, method: str, options: dict[str, Any], *, dtype: Any
+  ) -> nn.Module:
+    """A Star Transformer, or an encoder with the method of that name."""
+    if method in _STAR:
+      shape = _star_config(method, options, self.n, dtype)
+      return StarSummer(
+        models.StarModelConfig(
+          num_classes=self.width - 1,
+          embed_size=self.width,
+          mlp_width=shape.width,
+          dropout=0.0,
+          encoder=shape,
+        )
+      )
+    if method not in methods.METHODS:
       raise files.UserError(
         f"unknown method {method!r} of masked_summation; known: "
-        f"{', '.join(_STAR)}."
+        f"{', '.join([*_STAR, *sorted(methods.METHODS)])}."
       )
-    known = {f.name for f in dataclasses.fields(star.StarConfig)}
-    strange = sorted(options.keys() - known)
-    if strange:
-      raise files.UserError(
-        f"method {method!r} has no option {strange[0]!r}; it has: "
-        f"{', '.join(sorted(known))}."
-      )
-    fields: dict[str, Any] = {
-      **_ENCODER,
-      "max_length": self.n,
-      **_STAR[method],
-      **options,
-    }
-    try:
-      encoder = star.StarConfig(**fields)
-    except ValueError as error:
-      raise files.UserError(f"method {method!r}: {error}") from error
-    return Summer(
-      models.StarModelConfig(
-        num_classes=self.width - 1,
-        embed_size=self.width,
-        mlp_width=encoder.width,
+    sizes = methods.Sizes(length=self.n, num_layers=_LAYERS, num_heads=_HEADS)
+    return EncoderSummer(
+      encoder.EncoderConfig(
+        vocab_size=1,  # Of tokens, which there are none of.
+        width=_WIDTH,
+        num_layers=_LAYERS,
+        num_heads=_HEADS,
+        methods=methods.make(method, sizes, options),
+        norm="pre",
+        positions="none",
         dropout=0.0,
-        encoder=encoder,
-      )
+        dtype=dtype,
+      ),
+      self.width - 1,
     )
 
   def measure(self, outputs: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -138,7 +137,7 @@ class MaskedSummation:
     }
 
 
-class Summer(nn.Module):
+class StarSummer(nn.Module):
   """A Star Transformer from the vectors of a batch to their sum."""
 
   cfg: models.StarModelConfig
@@ -150,3 +149,64 @@ class Summer(nn.Module):
   def __call__(self, batch: Any, *, train: bool = False) -> jax.Array:
     """`[rows, width - 1]`."""
     return self.model(batch["inputs"], train=train)
+
+
+class EncoderSummer(nn.Module):
+  """An encoder from the vectors of a batch to their sum.
+
+  Tokens are pooled by their maximum, as without a relay: a mean would add up by
+  itself, whatever the attention does.
+  """
+
+  cfg: encoder.EncoderConfig
+  num_outputs: int
+
+  @nn.compact
+  def __call__(self, batch: Any, *, train: bool = False) -> jax.Array:
+    """`[rows, width - 1]`."""
+    cfg = self.cfg
+    x = _linear("input", cfg.width, cfg.dtype)(batch["inputs"])
+    for method in cfg.layer_methods():
+      block = encoder.EncoderBlock(cfg=cfg, method=method)
+      x = block(x, jaxattn.FULL, None, train, False)
+    x = models.pool(nn.LayerNorm(dtype=cfg.dtype)(x), None)
+    x = nn.leaky_relu(_linear("hidden", cfg.width, cfg.dtype)(x))
+    return _linear("out", self.num_outputs, jnp.float32)(x)
+
+
+def _linear(name: str, size: int, dtype: Any) -> layers.Projection:
+  return layers.Projection(
+    features=(size,),
+    names=(None, "embed" if name == "input" else None),
+    use_bias=True,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def _star_config(
+  method: str, options: dict[str, Any], length: int, dtype: Any
+) -> star.StarConfig:
+  known = {f.name for f in dataclasses.fields(star.StarConfig)} - {"dtype"}
+  strange = sorted(options.keys() - known)
+  if strange:
+    raise files.UserError(
+      f"method {method!r} has no option {strange[0]!r}; it has: "
+      f"{', '.join(sorted(known))}."
+    )
+  fields: dict[str, Any] = {
+    "width": _WIDTH,
+    "num_layers": _LAYERS,
+    "num_heads": _HEADS,
+    "head_dim": _WIDTH // _HEADS,
+    "positions": "none",
+    "dropout": 0.0,
+    "max_length": length,
+    "dtype": dtype,
+    **_STAR[method],
+    **options,
+  }
+  try:
+    return star.StarConfig(**fields)
+  except ValueError as error:
+    raise files.UserError(f"method {method!r}: {error}") from error

@@ -38,8 +38,10 @@ class SyntheticTask(Protocol):
     """Draws rows: arrays of which the first axis counts them."""
     ...
 
-  def make_model(self, method: str, options: dict[str, Any]) -> nn.Module:
-    """A module `(batch, *, train) -> outputs`.
+  def make_model(
+    self, method: str, options: dict[str, Any], *, dtype: Any
+  ) -> nn.Module:
+    """A module `(batch, *, train) -> outputs`, with activations in `dtype`.
 
     Raises:
       UserError: for an unknown method or option.

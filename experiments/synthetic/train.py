@@ -87,10 +87,9 @@ def make_task(config: Config) -> task_lib.SyntheticTask:
 
 def make_model(config: Config, task: task_lib.SyntheticTask) -> nn.Module:
   """Makes the model, and checks that it takes the rows of the task."""
-  options = dict(config.method_options)
-  if config.dtype != "float32":
-    options.setdefault("dtype", jnp.dtype(config.dtype))
-  model = task.make_model(config.method, options)
+  model = task.make_model(
+    config.method, dict(config.method_options), dtype=jnp.dtype(config.dtype)
+  )
   try:
     jax.eval_shape(
       lambda: model.init(jax.random.key(0), task_lib.held_out(task, 1))

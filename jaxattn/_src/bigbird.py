@@ -204,7 +204,8 @@ class BigBird(pattern_method.PatternMethod):
   def _explicit(self, num_heads: int, num_blocks: int) -> np.ndarray:
     heads, rows = len(self.plan), len(self.plan[0]) if self.plan else 0
     wanted = num_blocks if self.form == "etc" else max(num_blocks - 2, 0)
-    plan = np.asarray(self.plan, np.int32).reshape(heads, rows, self.num_random)
+    shape = (heads, rows, self.num_random or 0)
+    plan = np.asarray(self.plan, np.int32).reshape(shape)
     if heads not in (1, num_heads) or rows != wanted:
       raise ValueError(
         f"plan must be [{num_heads} or 1, {wanted}, num_random] for "

@@ -80,19 +80,42 @@ def config(
     methods = method_lib.interleave(method, num_layers, order)
   return decoder.DecoderConfig(
     **{
+      **form(position_axes, init_gain=init_gain),
       "vocab_size": vocab_size,
       "num_layers": num_layers,
       "methods": methods,
-      "positions": "axes",
-      "position_axes": position_axes,
-      "max_length": math.prod(position_axes),
-      "activation": "gelu_sigmoid",
-      "init_gain": init_gain,
-      "scale_embeddings": False,
-      "zero_unembed": True,
-      "tie_embeddings": False,
-      "use_bias": True,
-      "layer_norm_eps": 1e-5,
       **options,
     }
   )
+
+
+def form(
+  position_axes: tuple[int, ...], *, init_gain: float = 0.125
+) -> dict[str, Any]:
+  """The fields of `DecoderConfig` that make the form, for any methods.
+
+  Args:
+    position_axes: as of `config`.
+    init_gain: as of `config`.
+
+  Returns:
+    Fields by name.
+
+  Example:
+    >>> form((16, 8))["max_length"]
+    128
+
+  Source: as of `config`.
+  """
+  return {
+    "positions": "axes",
+    "position_axes": position_axes,
+    "max_length": math.prod(position_axes),
+    "activation": "gelu_sigmoid",
+    "init_gain": init_gain,
+    "scale_embeddings": False,
+    "zero_unembed": True,
+    "tie_embeddings": False,
+    "use_bias": True,
+    "layer_norm_eps": 1e-5,
+  }

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_floors_are_what_the_answers_reach():
 
 def test_methods_differ_in_their_edges():
   star, ring, radical = (
-    _TASK.make_model(name, {}).cfg.encoder
+    _TASK.make_model(name, {}, dtype=jnp.float32).cfg.encoder
     for name in ("star", "star_ring_only", "star_radical_only")
   )
   assert (star.ring, star.radical) == ("cyclic", True)
@@ -183,7 +184,11 @@ def test_learns_to_sum(tmp_path):
     ({"task_options": {"m": 3}}, "has no option 'm'; it has: n, k, width"),
     ({"task_options": {"n": 4, "k": 5}}, r"k must lie in \[1, n = 4\]"),
     ({"task_options": {"width": 1}}, "width must be at least 2"),
-    ({"method": "stars"}, "unknown method 'stars' .*star_ring_only"),
+    ({"method": "stars"}, "unknown method 'stars' .*star_ring_only.*dense"),
+    (
+      {"method": "longformer", "method_options": {"window": 3}},
+      "method 'longformer': .*even",
+    ),
     ({"method_options": {"heads": 2}}, "has no option 'heads'; it has: .*ring"),
     ({"method_options": {"ring": "x"}}, "method 'star': ring must be one of"),
     (
@@ -200,6 +205,24 @@ def test_options_are_checked_before_training(tmp_path, changes, message):
     train.run(_config(**changes), tmp_path / "work")
   assert "\n" not in str(error.value)
   assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+  ("method", "options"),
+  [("dense", {}), ("longformer", {"window": 4, "num_global": 1})],
+)
+def test_other_methods_in_an_encoder(tmp_path, method, options):
+  config = _config(method=method, method_options=options)
+  model = train.make_model(config, _TASK)
+  batch = task_lib.held_out(_TASK, 2)
+  out, _ = jax.eval_shape(
+    lambda: model.init_with_output(jax.random.key(0), batch)
+  )
+  assert out.shape == (2, 3)
+  results = train.run(
+    dataclasses.replace(config, steps=4, eval_every=0), tmp_path
+  )
+  assert np.isfinite(results["value"])
 
 
 def test_activations_take_the_dtype_of_the_config():
@@ -219,7 +242,7 @@ class _Sign:
     x = rng.normal(size=(rows, 1)).astype(np.float32)
     return {"x": x, "label": (x[:, 0] > 0).astype(np.int32)}
 
-  def make_model(self, method, options):
+  def make_model(self, method, options, *, dtype):
     return _Linear()
 
   def measure(self, outputs, batch):

@@ -14,7 +14,11 @@ Markov order 3 (2.127), gzip (2.156) and Markov order 2 (2.660); Markov orders 4
 
 from experiments.lm import train
 
-_OPTIONS = {"sliding_window": {"window": 64}}
+_OPTIONS = {
+  "longformer": {"window": [32, 64, 128, 254], "dilation": [1, 1, 1, 2]},
+  "sliding_window": {"window": 64},
+  "sparse_transformer": {"stride": 16, "summary": 4},
+}
 
 
 def get_config(method: str = "dense") -> train.Config:

@@ -7,7 +7,11 @@ Command:
 
 from experiments.lm import train
 
-_OPTIONS = {"sliding_window": {"window": 16}}
+_OPTIONS = {
+  "longformer": {"window": 16},
+  "sliding_window": {"window": 16},
+  "sparse_transformer": {"stride": 8},
+}
 
 
 def get_config(method: str = "sliding_window") -> train.Config:

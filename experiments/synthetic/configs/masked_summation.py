@@ -9,6 +9,8 @@ Hardware: 2 CPU cores.
 
 from experiments.synthetic import train
 
+_OPTIONS = {"longformer": {"window": 2, "num_global": 1}}
+
 
 def get_config(method: str = "star") -> train.Config:
   """The configuration, with the method that `method` names."""
@@ -16,6 +18,7 @@ def get_config(method: str = "star") -> train.Config:
     task="masked_summation",
     task_options={"n": 200, "k": 10},
     method=method,
+    method_options=_OPTIONS.get(method, {}),
     steps=1500,
     batch_size=32,
     learning_rate=3e-3,

@@ -7,6 +7,8 @@ Command:
 
 from experiments.synthetic import train
 
+_STAR = {"width": 16, "num_heads": 2, "head_dim": 8}
+
 
 def get_config(method: str = "star") -> train.Config:
   """The configuration, with the method that `method` names."""
@@ -14,7 +16,7 @@ def get_config(method: str = "star") -> train.Config:
     task="masked_summation",
     task_options={"n": 12, "k": 3},
     method=method,
-    method_options={"width": 16, "num_heads": 2, "head_dim": 8},
+    method_options=_STAR if method.startswith("star") else {},
     eval_rows=24,
     steps=10,
     batch_size=8,

@@ -126,7 +126,7 @@ def fastnlp(**options: Any) -> StarConfig:
     >>> star.fastnlp(num_layers=2).norm
     'pre'
 
-  Source: fastNLP, https://github.com/fastnlp/fastNLP, at version 0.5.5.
+  Source: fastNLP, https://github.com/fastnlp/fastNLP.
   """
   authors: dict[str, Any] = {
     "norm": "pre",
@@ -219,7 +219,7 @@ class StarLayer(nn.Module):
     >>> nodes.shape, relay.shape
     ((2, 5, 8), (2, 8))
 
-  Source: Guo et al., 2019, https://arxiv.org/abs/1902.09113, algorithm 1.
+  Source: Guo et al., 2019, https://arxiv.org/abs/1902.09113.
   """
 
   cfg: StarConfig
