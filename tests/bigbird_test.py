@@ -13,6 +13,7 @@ from jaxattn import patterns
 from jaxattn._src import bigbird as bigbird_lib
 from jaxattn._src import bigbird_plans
 from jaxattn._src import layout
+from jaxattn._src import pattern_base
 from tests.method_cases import assert_close
 from tests.method_cases import assert_zero
 
@@ -185,6 +186,19 @@ class EdgesTest(parameterized.TestCase):
     self.assertEqual(found[:, 24:].min(), 1)
     self.assertEqual(found[24:].min(), 1)
     self.assertEqual(found[8, 20:24].max(), 0)
+
+  @parameterized.product(row_tile=(2, 4, 8), col_tile=(2, 4, 8))
+  def test_classes_of_a_plan_are_exact(self, row_tile, col_tile):
+    plan = bigbird_plans.uniform_plan(1, 8, 2, ends=False)[0]
+    pattern = patterns.RandomBlocks(2, 4, plan=plan)
+    index = np.arange(32)
+    rows, cols = (
+      pattern_base.Tiles(index.reshape(-1, n)) for n in (row_tile, col_tile)
+    )
+    mask = pattern.mask(index[:, None], index[None, :])
+    mask = mask.reshape(rows.num, row_tile, cols.num, col_tile)
+    want = pattern_base.all_any(mask.all((1, 3)), mask.any((1, 3)))
+    np.testing.assert_array_equal(pattern.classes(rows, cols), want)
 
 
 class AttentionTest(parameterized.TestCase):

@@ -164,8 +164,7 @@ class EncoderTest(parameterized.TestCase):
     nodes, relay = _run(theirs, x, valid)
     self.assertGreater(float(jnp.max(jnp.abs(nodes[0, :4] - want))), 1e-3)
     self.assertFalse(np.any(nodes[0, 4:]))
-    # With as many zeros as padding, the mean and so the first layer agree.
-    whole, _ = _run(masked, x)
+    # In the first layer it is as if padding were real.
     first = dataclasses.replace(theirs, num_layers=1)
     whole, _ = _run(dataclasses.replace(masked, num_layers=1), x)
     _close(_run(first, x, valid)[0][0, :4], whole[0, :4])

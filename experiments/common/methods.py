@@ -33,10 +33,14 @@ def _dense(sizes: Sizes) -> Methods:
   return (jaxattn.dense(),)
 
 
-def _sliding_window(sizes: Sizes, *, window: int, dilation: int = 1) -> Methods:
-  """`window` counts the tokens seen, the query's own included."""
+def _sliding_window(
+  sizes: Sizes, *, window: int, right: int = 0, dilation: int = 1
+) -> Methods:
+  """`window` counts the tokens up to the query, itself included."""
   _fits(sizes, window, dilation)
-  return (jaxattn.sliding_window(left=window - 1, dilation=dilation),)
+  return (
+    jaxattn.sliding_window(left=window - 1, right=right, dilation=dilation),
+  )
 
 
 def _longformer(

@@ -17,12 +17,14 @@ from experiments.common import files
 from experiments.common import loop
 from experiments.common import sharding
 from experiments.synthetic import masked_summation
+from experiments.synthetic import paragraph_retrieval
 from experiments.synthetic import summary
 from experiments.synthetic import task as task_lib
 
 # Name -> the task, made from its options.
 TASKS: dict[str, Callable[..., task_lib.SyntheticTask]] = {
   "masked_summation": masked_summation.MaskedSummation,
+  "paragraph_retrieval": paragraph_retrieval.ParagraphRetrieval,
 }
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxattn._src import base
-from jaxattn._src import etc
 from jaxattn._src import etc_labels
+from jaxattn._src import etc_streams
 from jaxattn.nn import linen as layers
 
 Norm = Literal["post", "pre"]
@@ -214,7 +214,7 @@ class EtcSelfAttention(nn.Module):
     """
     cfg = self.cfg
     streams = {"long": long, "global": global_}
-    outs = etc.etc_attention(
+    outs = etc_streams.etc_attention(
       *self._heads(streams),
       radius=cfg.radius,
       structure=structure,
@@ -241,7 +241,7 @@ class EtcSelfAttention(nn.Module):
 
   def _heads(
     self, streams: dict[str, jax.Array]
-  ) -> tuple[etc.EtcHeads, etc.EtcHeads]:
+  ) -> tuple[etc_streams.EtcHeads, etc_streams.EtcHeads]:
     """Projections of both streams."""
     cfg = self.cfg
     made: dict[str, layers.Projection] = {}
@@ -258,7 +258,9 @@ class EtcSelfAttention(nn.Module):
 
     if cfg.share_qkv:
       long, global_ = (
-        etc.EtcHeads(*(project(name, x) for name in ("query", "key", "value")))
+        etc_streams.EtcHeads(
+          *(project(name, x) for name in ("query", "key", "value"))
+        )
         for x in streams.values()
       )
       return long, global_
@@ -267,8 +269,8 @@ class EtcSelfAttention(nn.Module):
       name = f"{by}_{kind}" if cfg.share_kv else f"{by}_to_{of}_{kind}"
       return project(name, streams[of])
 
-    def heads(own: str, other: str) -> etc.EtcHeads:
-      return etc.EtcHeads(
+    def heads(own: str, other: str) -> etc_streams.EtcHeads:
+      return etc_streams.EtcHeads(
         project(f"{own}_query", streams[own]),
         seen(own, own, "key"),
         seen(own, own, "value"),
@@ -278,13 +280,13 @@ class EtcSelfAttention(nn.Module):
 
     return heads("long", "global"), heads("global", "long")
 
-  def _table(self, name: str) -> etc.EtcTable | None:
+  def _table(self, name: str) -> etc_streams.EtcTable | None:
     cfg = self.cfg
     if cfg.max_distance is None:
       return None
 
     def vectors(rng: jax.Array, dtype: Any) -> jax.Array:
-      table = etc.init_table(
+      table = etc_streams.init_table(
         rng, cfg.label_rows, cfg.num_heads, cfg.head_size, cfg.relative_stddev
       )
       return table.vectors.astype(dtype)
@@ -304,7 +306,7 @@ class EtcSelfAttention(nn.Module):
         cfg.param_dtype,
       ),
     ]
-    return etc.EtcTable(*made)
+    return etc_streams.EtcTable(*made)
 
 
 class EtcLayer(nn.Module):
