@@ -28,10 +28,13 @@ class Case:
   Attributes:
     method: the method.
     edges: maps `i [T, 1]` and `j [1, S]` to bools `[T, S]` or `[N, T, S]`.
+    whole_array: whether the edges depend on the length of the array, so that a
+      row is not what it is inside a longer one, and T must be S.
   """
 
   method: Any
   edges: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+  whole_array: bool = False
 
 
 def _within(left: int, right: int, step: int = 1):
@@ -54,6 +57,18 @@ def _sparse_heads(i: np.ndarray, j: np.ndarray) -> np.ndarray:
   local = i // 8 == j // 8
   last, before = (_every(i, j) & (j % 8 == at) for at in (7, 6))
   return np.stack([local, last, local, before])
+
+
+def _bigbird(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  row, col = i // 8, j // 8
+  seen = (abs(row - col) <= 1) | np.isin(row, (0, 5)) | np.isin(col, (0, 5))
+  plan = jaxattn.bigbird(block=8, num_random=1, layer=2).table(4, 6)
+  plan = np.pad(plan, ((0, 0), (1, 1), (0, 0)), constant_values=-1)
+  return np.stack([seen | (p[row[:, 0], 0][:, None] == col) for p in plan])
+
+
+def _etc(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  return (i < 3) | (j < 3) | (abs(i - j) <= 4)
 
 
 METHODS = {
@@ -101,6 +116,17 @@ METHODS = {
   "sparse_fixed_heads": Case(
     jaxattn.sparse_transformer(stride=8, factors="heads", subblocks=2),
     _sparse_heads,
+  ),
+  "bigbird": Case(
+    jaxattn.bigbird(block=8, num_random=1, layer=2), _bigbird, whole_array=True
+  ),
+  "etc": Case(
+    jaxattn.etc(
+      num_global=3,
+      radius=4,
+      relative=positions.ShawRelative(max_distance=4, stddev=1.0),
+    ),
+    _etc,
   ),
 }
 

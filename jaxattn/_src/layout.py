@@ -235,7 +235,9 @@ def _groups(
       ways.append((term.fold, None))
     if columns is not None and 0 < len(columns) < k_len:
       ways.append((1, tuple(columns.tolist())))
-    best = min(ways, key=lambda way: _cost(term, *way, q_len, k_len, tile))
+    best = ways[0]
+    if len(ways) > 1:
+      best = min(ways, key=lambda way: _cost(term, *way, q_len, k_len, tile))
     found.setdefault(best, []).append(term)
   return {way: group for way, group in found.items() if group}
 

@@ -222,6 +222,10 @@ def _by_head(call, per_head, query, key, value, query_ids, key_ids, logits):
         )
         for p in zip(*chosen, strict=True)
       )
+    if len(alike) == 1:
+      return _run(
+        call, pieces, stacked, query, key, value, query_ids, key_ids, logits
+      )
     outs.append(
       _run(
         call,
