@@ -95,3 +95,33 @@ def test_block_sparse_benchmark_runs(tmp_path):
   forward, both = records[:2]
   assert both["useful_gflop"] == pytest.approx(3.5 * forward["useful_gflop"])
   assert "not run" in done.stdout
+
+
+def test_fixed_patterns_benchmark_runs(tmp_path):
+  """In small: a record for each pass, a table and a figure."""
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.fixed_patterns"]
+  command += ["--lengths=64", "--heads=1", "--depth=8", "--rounds=1"]
+  command += ["--methods=bigbird,star", f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  names = [(r["method"], r["pass"]) for r in records]
+  assert len(set(names)) == 8
+  for record in records:
+    assert record["ms"] > 0 and record["temporary_bytes"] >= 0
+    assert ("speedup_naive" in record) == ("dense" not in record["method"])
+  assert "bigbird |" in output.with_suffix(".md").read_text()
+  assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_remat_benchmark_counts_what_is_kept(tmp_path):
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.remat_depth", "--depths=1,2"]
+  command += ["--length=64", "--width=16", f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  kept = {(r["depth"], r["remat"]): r["kept_bytes"] for r in records}
+  added = {remat: kept[2, remat] - kept[1, remat] for remat in ("none", "full")}
+  assert 0 < added["full"] < added["none"] / 5

@@ -299,7 +299,8 @@ class DecodeTest(parameterized.TestCase):
       ),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        seq2seq.greedy(model, variables, source, **{**options, **changes})
+        given: dict[str, Any] = options | changes
+        seq2seq.greedy(model, variables, source, **given)
 
 
 class EncoderDecoderTest(parameterized.TestCase):
@@ -406,7 +407,7 @@ class EncoderDecoderTest(parameterized.TestCase):
 
   def test_config(self):
     cfg = encoder_decoder.led(vocab_size=50_265)
-    self.assertEqual(cfg.encoder.methods[0].window, 1024)
+    self.assertEqual(cfg.encoder.methods, (jaxattn.longformer(window=1024),))
     self.assertTrue(cfg.encoder.global_projections)
     self.assertEqual((cfg.encoder.norm, cfg.decoder.norm), ("post", "post"))
     plain = _led().decoder

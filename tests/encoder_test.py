@@ -67,7 +67,7 @@ def _apply(model, variables, *args, train=False, **kwargs):
   return jax.jit(apply)(variables, *args, **kwargs)
 
 
-def _mask(lengths, length):
+def _mask(lengths, length) -> Any:
   valid = jnp.arange(length)[None] < jnp.asarray(lengths)[:, None]
   return jaxattn.Mask(key_valid=valid, query_valid=valid)
 
@@ -208,7 +208,7 @@ class EncoderTest(parameterized.TestCase):
 
   def test_remat_changes_no_gradient_but_recomputes(self):
     def loss(variables, remat):
-      model = encoder.Encoder(_config(remat=remat, **options))
+      model: Any = encoder.Encoder(_config(remat=remat, **options))
       out = model.apply(variables, _tokens(1, 2, 9), global_positions=_PLACES)
       return jnp.sum(out[..., 0] ** 3)
 

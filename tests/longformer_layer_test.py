@@ -82,14 +82,14 @@ def _dense(params, x, places, *, causal, valid, separate):
   band = np.stack([(abs(i - j) <= 2 * d) & ((i - j) % d == 0) for d in (1, 2)])
   keys = np.asarray(valid)[:, None, None, :] & ((j <= i) | (not causal))
   seen = (band[None] | is_global[:, None, None, :]) & keys
-  heads = [_project(params, name, x) for name in ("query", "key", "value")]
-  out = _softmax(*heads, jnp.asarray(seen))
+  q, k, v = (_project(params, name, x) for name in ("query", "key", "value"))
+  out = _softmax(q, k, v, jnp.asarray(seen))
   if separate:
-    heads = [
+    q, k, v = (
       _project(params, f"{name}_global", x)
       for name in ("query", "key", "value")
-    ]
-  full = _softmax(*heads, jnp.asarray(np.broadcast_to(keys, seen.shape)))
+    )
+  full = _softmax(q, k, v, jnp.asarray(np.broadcast_to(keys, seen.shape)))
   out = jnp.where(is_global[..., None, None], full, out)
   out = jnp.where(valid[..., None, None], out, 0.0)
   kernel, bias = params["out"]["kernel"], params["out"]["bias"]
