@@ -44,7 +44,7 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def _loss(model: decoder.Decoder, tokens: jax.Array, params: Any) -> jax.Array:
-  logits = model.apply({"params": params}, tokens)
+  logits: Any = model.apply({"params": params}, tokens)
   picked = jnp.take_along_axis(
     jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1
   )
@@ -77,6 +77,9 @@ def measure(depth: int, remat: str) -> dict[str, Any]:
     params,
   )
   compiled = jax.jit(jax.value_and_grad(loss)).lower(arguments).compile()
+  memory = compiled.memory_analysis()
+  if memory is None:
+    raise RuntimeError("this backend does not tell its temporary memory.")
   return {
     "depth": depth,
     "remat": remat,
@@ -85,7 +88,7 @@ def measure(depth: int, remat: str) -> dict[str, Any]:
     "batch": _BATCH.value,
     "topology": _TOPOLOGY.value,
     "kept_bytes": _bytes(kept) - _bytes(params),
-    "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    "temporary_bytes": memory.temp_size_in_bytes,
   }
 
 

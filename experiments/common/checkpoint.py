@@ -118,6 +118,7 @@ def parameters(workdir: pathlib.Path, like: Any) -> Any:
   )
   try:
     step = saved.latest_step()
+    assert step is not None
     metadata = saved.item_metadata(step)["state"].tree["params"]
     there, here = _shapes(metadata), _shapes(like)
     for name in sorted(there.keys() | here.keys()):

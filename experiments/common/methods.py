@@ -117,7 +117,9 @@ def _bigbird(
 
   Every layer has a random plan of its own.
   """
-  form = {"form": "etc", "num_global": num_global} if num_global else {}
+  form: dict[str, Any] = {}
+  if num_global:
+    form = {"form": "etc", "num_global": num_global}
   return tuple(
     jaxattn.bigbird(
       block=block, num_random=num_random, seed=seed, layer=layer, **form

@@ -86,7 +86,7 @@ def make_model(config: Config, vocab_size: int) -> decoder.Decoder:
   """Makes the decoder that a configuration describes."""
   sizes = methods.Sizes(config.length, config.num_layers, config.num_heads)
   layer_methods = methods.make(config.method, sizes, config.method_options)
-  options = {
+  options: dict[str, Any] = {
     "vocab_size": vocab_size,
     "width": config.width,
     "num_layers": config.num_layers,

@@ -16,6 +16,7 @@ State = Any  # Carried and never differentiated; `()` when empty.
 Cache = Any  # What decoding keeps: a pytree of arrays with leading axes `*B`.
 Causality = Literal["none", "values", "strict"]
 STRICT: Causality = "strict"
+NONE: Causality = "none"
 Implementation = Literal["xla", "pallas"] | None
 
 

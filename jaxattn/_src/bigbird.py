@@ -18,7 +18,6 @@ from jaxattn._src import patterns
 Form = Literal["itc", "etc"]
 PlanName = Literal["uniform", "paper", "huggingface", "huggingface_train"]
 _NUM_RANDOM = 3  # Random blocks of every released model.
-_CAUSALITY: base.Causality = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class BigBird(pattern_method.PatternMethod):
   honours = frozenset(
     {"key_valid", "query_valid", "query_segment_ids", "key_segment_ids"}
   )
-  causality = _CAUSALITY
+  causality = base.NONE
   time_exponent = 1.0
   memory_exponent = 1.0
 

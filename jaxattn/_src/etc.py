@@ -56,7 +56,7 @@ class Etc(pattern_method.PatternMethod):
 
   # A global token sees the future.
   honours = masks.ALL_FIELDS - {"causal", "query_positions", "key_positions"}
-  causality = "none"
+  causality = base.NONE
   time_exponent = 1.0
   memory_exponent = 1.0
 

@@ -184,7 +184,7 @@ class _Chosen:
   mask: masks.Mask
   relative: relative_lib.Relative | None
 
-  def of_ids(self, ids: jax.Array | None) -> jax.Array | None:
+  def of_ids(self, ids: Any) -> Any:
     """Per-token ids `[*B or 1s, T]`, at the global tokens."""
     if ids is None:
       return None
@@ -263,10 +263,11 @@ class _Chosen:
 
   def _positions(self, length: int) -> tuple[jax.Array, jax.Array]:
     rank = self.places.ndim
-    return tuple(
+    q_pos, k_pos = (
       jax.lax.broadcast_to_rank(x, rank)
       for x in self.mask.positions(length, length)
-    )  # pyrefly: ignore
+    )
+    return q_pos, k_pos
 
 
 def _check(query, key, value, global_positions) -> None:

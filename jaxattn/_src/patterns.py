@@ -308,8 +308,8 @@ class Summary(Pattern):
     return index[self.mask(0, index)]
 
   def keys(self, i: Any, length: int) -> tuple[Any, Any] | None:
-    columns = self.columns(length)
-    return same_keys(i, columns, length)
+    index = np.arange(length)
+    return same_keys(i, index[self.mask(0, index)], length)
 
 
 def fixed(stride: int, count: int = 1) -> Pattern:

@@ -78,15 +78,14 @@ def config(
   methods: tuple[Any, ...] = (method,)
   if interleaved:
     methods = method_lib.interleave(method, num_layers, order)
-  return decoder.DecoderConfig(
-    **{
-      **form(position_axes, init_gain=init_gain),
-      "vocab_size": vocab_size,
-      "num_layers": num_layers,
-      "methods": methods,
-      **options,
-    }
-  )
+  fields: dict[str, Any] = {
+    **form(position_axes, init_gain=init_gain),
+    "vocab_size": vocab_size,
+    "num_layers": num_layers,
+    "methods": methods,
+    **options,
+  }
+  return decoder.DecoderConfig(**fields)
 
 
 def form(
