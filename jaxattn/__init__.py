@@ -16,6 +16,10 @@ from jaxattn._src.etc import etc as etc
 from jaxattn._src.etc import etc_attention as etc_attention
 from jaxattn._src.etc import EtcHeads as EtcHeads
 from jaxattn._src.etc import EtcTable as EtcTable
+from jaxattn._src.etc_labels import etc_fixed_blocks as etc_fixed_blocks
+from jaxattn._src.etc_labels import etc_relative_labels as etc_relative_labels
+from jaxattn._src.etc_labels import etc_segment_ids as etc_segment_ids
+from jaxattn._src.etc_labels import EtcStructure as EtcStructure
 from jaxattn._src.explain import explain as explain
 from jaxattn._src.explain import Explanation as Explanation
 from jaxattn._src.global_tokens import global_attention as global_attention
@@ -52,6 +56,7 @@ __all__ = [
   "Dense",
   "Etc",
   "EtcHeads",
+  "EtcStructure",
   "EtcTable",
   "Explanation",
   "Longformer",
@@ -66,6 +71,9 @@ __all__ = [
   "dense_attention",
   "etc",
   "etc_attention",
+  "etc_fixed_blocks",
+  "etc_relative_labels",
+  "etc_segment_ids",
   "explain",
   "global_attention",
   "global_positions",

@@ -44,6 +44,8 @@ STRICT_DTYPES = frozenset(
     "bigbird_plans_test",
     "bigbird_test",
     "block_sparse_test",
+    "etc_method_test",
+    "etc_test",
     "explain_test",
     "global_tokens_test",
     "jaxpr_walker_test",
