@@ -23,7 +23,7 @@ sys.path.insert(0, sys.argv[1])
 import jaxattn
 assert jaxattn.__file__.startswith(sys.argv[1]), jaxattn.__file__
 assert "flax" not in sys.modules, "import jaxattn imports flax"
-import jaxattn.nn.linen, jaxattn.nn.nnx, jaxattn.models.decoder
+import jaxattn.nn.linen, jaxattn.nn.nnx, jaxattn.models.encoder_decoder
 print("jaxattn", jaxattn.__version__, "imports from its wheel")
 """
 

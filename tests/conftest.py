@@ -59,6 +59,7 @@ STRICT_DTYPES = frozenset(
     "patterns_test",
     "positions_test",
     "sparse_transformer_test",
+    "star_test",
   }
 )
 
