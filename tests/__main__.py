@@ -66,14 +66,18 @@ def _wheel() -> int:
 
 
 def _quickstart() -> int:
-  """Runs the main job at its smallest setting."""
+  """Runs the experiments at their smallest setting."""
   with tempfile.TemporaryDirectory() as folder:
-    return _python(
-      "-m",
-      "experiments.lm.main",
-      "--config=experiments/lm/configs/smoke.py",
-      f"--workdir={folder}/lm",
-    )
+    codes = [
+      _python(
+        "-m",
+        f"experiments.{name}.main",
+        f"--config=experiments/{name}/configs/smoke.py",
+        f"--workdir={folder}/{name}",
+      )
+      for name in ("lm", "synthetic")
+    ]
+  return max(codes)
 
 
 _STAGES: dict[str, Stage] = {

@@ -97,6 +97,7 @@ def test_block_sparse_benchmark_runs(tmp_path):
   assert "not run" in done.stdout
 
 
+@pytest.mark.slow
 def test_fixed_patterns_benchmark_runs(tmp_path):
   """In small: a record for each pass, a table and a figure."""
   output = tmp_path / "out.jsonl"
@@ -115,6 +116,7 @@ def test_fixed_patterns_benchmark_runs(tmp_path):
   assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_remat_benchmark_counts_what_is_kept(tmp_path):
   output = tmp_path / "out.jsonl"
   command = [sys.executable, "-m", "benchmarks.remat_depth", "--depths=1,2"]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import parameterized
 from flax import linen as nn
 
@@ -372,6 +373,7 @@ class ModelTest(parameterized.TestCase):
 
 
 class PretrainingTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_a_model_learns_to_match_sentences(self):
     """The whole of pretraining, for a few steps."""
     ids = np.full((2, 30), -1)

@@ -30,11 +30,14 @@ class Case:
     edges: maps `i [T, 1]` and `j [1, S]` to bools `[T, S]` or `[N, T, S]`.
     whole_array: whether the edges depend on the length of the array, so that a
       row is not what it is inside a longer one, and T must be S.
+    one_head: the method that stands for this one where there is one head, if
+      its options count heads.
   """
 
   method: Any
   edges: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
   whole_array: bool = False
+  one_head: Any = None
 
 
 def _within(left: int, right: int, step: int = 1):
@@ -53,12 +56,6 @@ def _longformer(i: np.ndarray, j: np.ndarray) -> np.ndarray:
   return np.stack([_within(3, 3, d)(i, j) | seen for d in (1, 1, 2, 2)])
 
 
-def _sparse_heads(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-  local = i // 8 == j // 8
-  last, before = (_every(i, j) & (j % 8 == at) for at in (7, 6))
-  return np.stack([local, last, local, before])
-
-
 def _bigbird(i: np.ndarray, j: np.ndarray) -> np.ndarray:
   row, col = i // 8, j // 8
   seen = (abs(row - col) <= 1) | np.isin(row, (0, 5)) | np.isin(col, (0, 5))
@@ -74,12 +71,6 @@ def _etc(i: np.ndarray, j: np.ndarray) -> np.ndarray:
 METHODS = {
   "dense": Case(jaxattn.dense(), _every),
   "window": Case(jaxattn.sliding_window(left=5), _within(5, 0)),
-  "window_two_sided": Case(
-    jaxattn.sliding_window(left=4, right=3), _within(4, 3)
-  ),
-  "window_dilated": Case(
-    jaxattn.sliding_window(left=3, dilation=2), _within(3, 0, 2)
-  ),
   "dense_t5": Case(
     jaxattn.dense(
       relative=positions.T5Bias(num_buckets=8, max_distance=20, stddev=1.0)
@@ -105,17 +96,18 @@ METHODS = {
       window=6,
       dilation=(1, 1, 2, 2),
       num_global=2,
-      relative=positions.ShawRelative(max_distance=4, stddev=1.0),
+      relative=positions.ALiBi(max_distance=9),
     ),
     _longformer,
+    one_head=jaxattn.longformer(window=6, dilation=2, num_global=2),
   ),
   "sparse_strided": Case(
     jaxattn.sparse_transformer(stride=6, kind="strided"),
     lambda i, j: (abs(i - j) < 6) | ((i - j) % 6 == 0),
   ),
-  "sparse_fixed_heads": Case(
-    jaxattn.sparse_transformer(stride=8, factors="heads", subblocks=2),
-    _sparse_heads,
+  "sparse_fixed": Case(
+    jaxattn.sparse_transformer(stride=8, summary=2),
+    lambda i, j: (i // 8 == j // 8) | (_every(i, j) & (j % 8 >= 6)),
   ),
   "bigbird": Case(
     jaxattn.bigbird(block=8, num_random=1, layer=2), _bigbird, whole_array=True

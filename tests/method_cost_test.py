@@ -14,9 +14,15 @@ from tests.method_cases import METHODS
 _SHAPES = jaxattn.AttentionShapes(num_heads=1, head_dim=64)
 
 
+def _method(name):
+  """The method of a case, for one head."""
+  case = METHODS[name]
+  return case.method if case.one_head is None else case.one_head
+
+
 def _masks(name, length):
   """FULL and CAUSAL where served, and one with all arrays set."""
-  method = METHODS[name].method
+  method = _method(name)
   yield jaxattn.FULL
   causal = method.causality != "none"
   if causal:
@@ -31,7 +37,7 @@ def _masks(name, length):
 
 def _gradient(name):
   """A function of query, key, value and mask: output and all gradients."""
-  method = METHODS[name].method
+  method = _method(name)
 
   def run(params, state, q, k, v, mask):
     def attend(params, q, k, v):
@@ -46,7 +52,7 @@ def _gradient(name):
 @functools.cache
 def _arguments(name, length):
   params, state = jax.eval_shape(
-    lambda rng: METHODS[name].method.init(rng, _SHAPES), jax.random.key(0)
+    lambda rng: _method(name).init(rng, _SHAPES), jax.random.key(0)
   )
   x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
   return params, state, x, x, x
@@ -59,7 +65,7 @@ def _trace(name, length, mask):
 @for_every
 def test_no_intermediate_of_length_squared(name):
   """Forward and gradient, down to the bodies of loops, at length 4096."""
-  if METHODS[name].method.memory_exponent >= 2:
+  if _method(name).memory_exponent >= 2:
     pytest.skip("declares quadratic memory")
   for mask in _masks(name, 4096):
     closed = _trace(name, 4096, mask)
@@ -76,7 +82,7 @@ def test_flops_grow_as_declared(name):
       mask = list(_masks(name, length))[kind]
       flops.append(jaxpr_walker.matmul_flops(_trace(name, length, mask)))
     exponent = jaxpr_walker.growth(lengths, flops)
-    assert exponent < METHODS[name].method.time_exponent + 0.1, flops
+    assert exponent < _method(name).time_exponent + 0.1, flops
     # All products are there: at least the scores of every query's own tile.
     assert flops[-1] > 8192 * 64
 
@@ -91,4 +97,4 @@ def test_temporary_memory_grows_as_declared(name):
     compiled = jax.jit(_gradient(name)).lower(*arguments).compile()
     temporary.append(compiled.memory_analysis().temp_size_in_bytes)
   exponent = jaxpr_walker.growth(lengths, temporary)
-  assert exponent < METHODS[name].method.memory_exponent + 0.2, temporary
+  assert exponent < _method(name).memory_exponent + 0.2, temporary

@@ -62,6 +62,8 @@ class Task:
     batches: endless batches of this process.
     evaluate: `(params, carried) -> metrics`, called by every process.
     tokens_per_row: for tokens a second.
+    loss_unit: what the reported mean loss is called.
+    loss_scale: factor from the unit of `loss` to that; nats to bits.
   """
 
   init: Callable[[jax.Array], Any]
@@ -69,6 +71,8 @@ class Task:
   batches: grain.IterDataset
   evaluate: Callable[[Any, Any], dict[str, float]]
   tokens_per_row: int
+  loss_unit: str = "bits/token"
+  loss_scale: float = 1 / math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,6 +394,10 @@ class _Run:
     }
     self._saved.save(step, state, extra)
 
+  @property
+  def _loss_name(self) -> str:
+    return "train_" + self._task.loss_unit.replace("/", "_per_")
+
   def _evaluate(self, state: State) -> None:
     self._evaluation = self._task.evaluate(state["params"], state["carried"])
 
@@ -402,7 +410,7 @@ class _Run:
     self._timed += done
     mean = loss / max(weight, 1.0)
     values = {
-      "train_bits_per_token": mean / math.log(2),
+      self._loss_name: mean * self._task.loss_scale,
       "learning_rate": float(jnp.asarray(self._schedule(step - 1))),
       "tokens_per_second": self._speed(),
     }
@@ -416,14 +424,15 @@ class _Run:
     return {**state, "loss": self._zero(), "weight": self._zero()}, now
 
   def _report(self, step: int, values: dict[str, float], now: float) -> None:
-    bits, speed = values["train_bits_per_token"], values["tokens_per_second"]
-    self._bar.set_postfix_str(f"{bits:.3f} bits/token, {speed:,.0f} tokens/s")
+    speed, unit = values["tokens_per_second"], self._task.loss_unit
+    loss = f"{values[self._loss_name]:.3f} {unit}"
+    self._bar.set_postfix_str(f"{loss}, {speed:,.0f} tokens/s")
     if self._bar.disable:
       done = step - self._first
       left = (now - self._began) / done * (self._config.steps - step)
       left = tqdm.tqdm.format_interval(left)
       files.say(
-        f"step {step:,}/{self._config.steps:,}: {bits:.3f} bits/token, "
+        f"step {step:,}/{self._config.steps:,}: {loss}, "
         f"{speed:,.0f} tokens/s, about {left} left"
       )
 

@@ -187,6 +187,8 @@ def for_loop(
     ),
     evaluate=evaluate,
     tokens_per_row=task.length,
+    loss_unit="loss",
+    loss_scale=1.0,
   )
 
 

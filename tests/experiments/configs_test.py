@@ -76,6 +76,7 @@ def test_an_encoders_method_is_refused():
     train.make_model(config, 257)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("method", "options", "model"),
   [

@@ -167,7 +167,10 @@ def _command(*arguments, workdir, env=None, **options):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([f"--config={_SMOKE}:nope"], "unknown method 'nope'; known: dense, "),
+    (
+      [f"--config={_SMOKE}:nope"],
+      "unknown method 'nope'; known: bigbird, dense, ",
+    ),
     (
       ["--config.corpus=file", "--config.path=missing.txt"],
       "cannot read missing.txt: No such file",

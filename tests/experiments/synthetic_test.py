@@ -160,6 +160,7 @@ def test_methods_differ_in_their_edges():
   assert dataclasses.replace(star, ring="none") == radical
 
 
+@pytest.mark.slow
 def test_learns_to_sum(tmp_path):
   """Two of five numbers, beyond what answers without flags reach."""
   config = _config(
