@@ -9,6 +9,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get(
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}"
 
 # ruff: noqa: E402
+import gc
 import pathlib
 
 import hypothesis
@@ -72,6 +73,14 @@ def strict_dtypes(request):
   mode = "strict" if name in STRICT_DTYPES else "standard"
   with jax.numpy_dtype_promotion(mode):
     yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+  """Frees what a module traced and compiled: gigabytes, by the end."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture(autouse=True)

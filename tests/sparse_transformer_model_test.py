@@ -75,7 +75,7 @@ class SparseTransformerModelTest(parameterized.TestCase):
 
   def test_the_residual_stream_keeps_its_variance(self):
     """Each of the 2 N branches adds a 2 N-th of what one adds unscaled."""
-    model, variables, _ = _model(num_layers=16, stride=4)
+    model, variables, _ = _model(num_layers=6, stride=4)
     x = jax.random.normal(jax.random.key(2), (1, 24, 32))
 
     @jax.jit

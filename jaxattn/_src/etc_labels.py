@@ -103,10 +103,11 @@ class EtcStructure:
         raise ValueError(
           f"structure.{name} must have shape {want}, got {jnp.shape(value)}."
         )
-      kind = jnp.integer if name in _INTEGERS else jnp.bool_
+      integers = name in _INTEGERS
+      kind = jnp.integer if integers else jnp.bool_
       if not jnp.issubdtype(jnp.result_type(value), kind):
         raise ValueError(
-          f"structure.{name} must be {kind.__name__}, got "
+          f"structure.{name} must be {'integers' if integers else 'bool'}, got "
           f"{jnp.result_type(value)}."
         )
     if (self.long_segment_ids is None) != (self.global_segment_ids is None):
