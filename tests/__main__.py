@@ -92,6 +92,8 @@ _STAGES: dict[str, Stage] = {
   # The plug-in gives the modules outside tests/ the names of their examples.
   "doctests": _pytest(
     "-q",
+    "-n",
+    "2",
     "-p",
     "tests.conftest",
     "--doctest-modules",

@@ -19,6 +19,7 @@ from experiments.common import metrics
 from experiments.synthetic import masked_summation
 from experiments.synthetic import task as task_lib
 from experiments.synthetic import train
+from experiments.synthetic.configs import masked_summation as masked_config
 from experiments.synthetic.configs import smoke
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -206,6 +207,16 @@ def test_options_are_checked_before_training(tmp_path, changes, message):
     train.run(_config(**changes), tmp_path / "work")
   assert "\n" not in str(error.value)
   assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+  "method", ["bigbird", "etc", "sliding_window", "sparse_transformer", "star"]
+)
+def test_configurations_name_every_method(method):
+  config = masked_config.get_config(method)
+  task = train.make_task(config)
+  model = train.make_model(config, task)  # Traces it on a row.
+  assert isinstance(model, nn.Module)
 
 
 @pytest.mark.parametrize(

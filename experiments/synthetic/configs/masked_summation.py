@@ -18,7 +18,13 @@ star_ring_only 0.2329.
 
 from experiments.synthetic import train
 
-_OPTIONS = {"longformer": {"window": 2, "num_global": 1}}
+_OPTIONS = {
+  "bigbird": {"block": 16, "num_random": 1},
+  "etc": {"num_global": 1, "radius": 2},
+  "longformer": {"window": 2, "num_global": 1},
+  "sliding_window": {"window": 2, "right": 1},
+  "sparse_transformer": {"stride": 14, "summary": 1},
+}
 
 
 def get_config(method: str = "star") -> train.Config:
