@@ -1,6 +1,9 @@
 """Which implementation serves an engine's call."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from jaxattn._src import base
 
@@ -37,3 +40,23 @@ def choose(engine: str, implementation: base.Implementation) -> str:
 def score_budget() -> int:
   """Scores that an XLA engine holds at a time on the default backend."""
   return _SCORE_BUDGET.get(jax.default_backend(), 1 << 20)
+
+
+# Tokens in a chunk of causal linear attention. CPU: what keeps features and
+# products in the cache; GPU and TPU: fewer steps, each filling the device.
+_LINEAR_CHUNK = {"cpu": 64, "gpu": 128, "tpu": 128}
+
+
+def linear_chunk() -> int:
+  """Tokens in a chunk of causal linear attention on the default backend."""
+  return _LINEAR_CHUNK.get(jax.default_backend(), 64)
+
+
+def precision(dtype: Any) -> Any:
+  """Precision of the matrix products for queries of a dtype."""
+  # Without this a float32 product is rounded to bfloat16 or TF32 on devices
+  # that do so by default, which would break the float32 tolerance.
+  asked = getattr(jax.config, "jax_default_matmul_precision", None)
+  if asked is None and dtype == jnp.float32:
+    return jax.lax.Precision.HIGHEST
+  return None

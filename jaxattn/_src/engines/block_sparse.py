@@ -94,7 +94,7 @@ def block_sparse(
     scale=depth**-0.5 if scale is None else float(scale),
     label=None if relative is None else relative.label,
     budget=dispatch.score_budget(),
-    precision=_precision(query.dtype),
+    precision=dispatch.precision(query.dtype),
   )
   arrays = _flatten(query, key, value, mask, relative)
   partial = _by_head(call, per_head, *arrays)
@@ -122,15 +122,6 @@ class _Call:
     return tile_passes.Plan(
       piece, self.scale, self.budget, self.label, self.shared, self.precision
     )
-
-
-def _precision(dtype: Any) -> Any:
-  # Without this a float32 product is rounded to bfloat16 or TF32 on devices
-  # that do so by default, which would break the float32 tolerance.
-  asked = getattr(jax.config, "jax_default_matmul_precision", None)
-  if asked is None and dtype == jnp.float32:
-    return jax.lax.Precision.HIGHEST
-  return None
 
 
 def _per_head(

@@ -1,4 +1,4 @@
-"""Dense softmax attention in float32: the oracle of every softmax method."""
+"""Dense attention in float32: the oracles of softmax and linear methods."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._src import base
+from jaxattn._src import feature_maps
 from jaxattn._src import masks
 from jaxattn._src import merge
 from jaxattn._src import relative as relative_lib
+from jaxattn._src.engines import linear_chunks
 
 
 def dense_attention(
@@ -99,6 +101,70 @@ def dense_attention(
   if return_lse:
     lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)[..., 0]
     return merge.Partial(out, jnp.swapaxes(lse, -1, -2))
+  return out.astype(query.dtype)
+
+
+def dense_linear_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  feature_map: feature_maps.FeatureMap = feature_maps.elu_features,
+  mask: masks.Mask = masks.FULL,
+) -> jax.Array:
+  """Linear attention by its quadratic form, materialising every weight.
+
+  `out_i = sum_j w_ij v_j / sum_j w_ij` with `w_ij = phi(q_i).phi(k_j)` over the
+  keys that `mask` allows, in float32: O(T*S) time and memory. This is the
+  oracle that `linear_attention` is tested against.
+
+  Args:
+    query: `[*B, T, N, H]` floats.
+    key: `[*B, S, K, H]` floats; K divides N (grouped-query attention).
+    value: `[*B, S, K, V]` floats.
+    feature_map: of the last axis; see `jaxattn.feature_maps`.
+    mask: every field is honoured.
+
+  Returns:
+    `[*B, T, N, V]` in query's dtype; exactly zero where all weights are.
+
+  Raises:
+    ValueError: if shapes disagree.
+
+  Example:
+    >>> x = jnp.ones((1, 4, 2, 8))
+    >>> dense_linear_attention(x, x, x, mask=masks.CAUSAL).shape
+    (1, 4, 2, 8)
+
+  Source: Katharopoulos et al., 2020, https://arxiv.org/abs/2006.16236, eq. 4.
+  """
+  base.check_qkv(query, key, value)
+  batch, (q_len, k_len) = query.shape[:-3], (query.shape[-3], key.shape[-3])
+  mask.check(batch, q_len, k_len)
+  group = query.shape[-2] // key.shape[-2]
+  queries, keys = map(feature_map, (query, key))
+  weights = jnp.einsum(
+    "...tnf,...snf->...nts",
+    queries.values,
+    jnp.repeat(keys.values, group, axis=-2),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  allowed = jax.lax.broadcast_to_rank(mask.dense(q_len, k_len), weights.ndim)
+  if keys.log_scale is not None:
+    scale = jnp.swapaxes(jnp.repeat(keys.log_scale, group, axis=-1), -1, -2)
+    scale = jnp.where(allowed, scale[..., None, :], -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(scale, axis=-1, keepdims=True))
+    scale = scale - jnp.where(jnp.isneginf(top), 0.0, top)
+    weights = weights * jnp.exp(scale)
+  weights = jnp.where(allowed, weights, 0.0)
+  out = jnp.einsum(
+    "...nts,...snv->...tnv",
+    weights,
+    jnp.repeat(value.astype(jnp.float32), group, axis=-2),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  total = jnp.swapaxes(jnp.sum(weights, axis=-1), -1, -2)
+  out = linear_chunks.normalize(out, total)
   return out.astype(query.dtype)
 
 
