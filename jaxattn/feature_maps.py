@@ -2,13 +2,11 @@
 
 from jaxattn._src.feature_maps import elu_features as elu_features
 from jaxattn._src.feature_maps import exp_features as exp_features
-from jaxattn._src.feature_maps import FeatureMap as FeatureMap
 from jaxattn._src.feature_maps import Features as Features
 from jaxattn._src.feature_maps import identity_features as identity_features
 from jaxattn._src.feature_maps import relu_features as relu_features
 
 __all__ = [
-  "FeatureMap",
   "Features",
   "elu_features",
   "exp_features",

@@ -12,6 +12,7 @@ import types
 import pytest
 
 import jaxattn
+from jaxattn import feature_maps
 from jaxattn import patterns
 from jaxattn import positions
 from tests import conftest
@@ -20,6 +21,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _TREES = ("jaxattn", "experiments", "benchmarks", "tests")
 _MODULES = {
   "jaxattn": jaxattn,
+  "jaxattn.feature_maps": feature_maps,
   "jaxattn.patterns": patterns,
   "jaxattn.positions": positions,
 }
@@ -75,7 +77,7 @@ def test_all_lists_what_is_there():
       for name, value in vars(loaded).items()
       if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    listed = set(loaded.__all__) - {"patterns", "positions"}
+    listed = set(loaded.__all__) - {"feature_maps", "patterns", "positions"}
     assert public == listed, module
 
 

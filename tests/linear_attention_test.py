@@ -308,13 +308,27 @@ def test_methods_are_values_with_any_map():
   q, k, v, _ = _draw(5, 5)
   out, state = method.apply((), (), q, k, v, mask=jaxattn.CAUSAL)
   want = jaxattn.dense_linear_attention(
-    q,
-    k,
-    v,
-    feature_map=lambda x: feature_maps.Features(_plain(x)),
-    mask=jaxattn.CAUSAL,
+    q, k, v, feature_map=_plain, mask=jaxattn.CAUSAL
   )
   assert_close(out, want, 1e-6)
   assert state == ()
   with pytest.raises(ValueError, match="feature_map must be one of"):
     jaxattn.linear_transformer(feature_map="cosine")
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_for_accelerators(platform):
+  """No device is needed to find an operation that one does not have."""
+  feature_map = jax.tree_util.Partial(_exponentials, jnp.zeros((128, 64)))
+
+  def score(q, k, v, mask):
+    out = jaxattn.linear_attention(q, k, v, feature_map=feature_map, mask=mask)
+    return jnp.sum(out.astype(jnp.float32))
+
+  x = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
+  ids = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+  packed = jaxattn.Mask(causal=True, query_segment_ids=ids, key_segment_ids=ids)
+  for mask in (jaxattn.FULL, packed):
+    traced = jax.jit(jax.grad(score, argnums=(0, 1, 2))).trace(x, x, x, mask)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "dot_general" in text

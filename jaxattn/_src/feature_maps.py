@@ -7,6 +7,7 @@ transformations see them; one without is any hashable function.
 """
 
 from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,13 @@ class Features(NamedTuple):
   Attributes:
     values: `[..., F]` float32.
     log_scale: `[...]` float32, or None for no factor.
+
+  Example:
+    >>> Features(jnp.ones((3, 8)), jnp.zeros(3)).whole().shape
+    (3, 8)
+
+  Source: Choromanski et al., 2021, https://arxiv.org/abs/2009.14794, whose
+  features need such a factor.
   """
 
   values: jax.Array
@@ -38,7 +46,7 @@ class Features(NamedTuple):
 # of a smaller one, times a gradient, could overflow.
 LEAST = 1e-30
 
-FeatureMap = Callable[[jax.Array], Features]
+FeatureMap = Callable[[jax.Array], Any]  # To `Features`, or an array.
 
 
 def identity_features(x: jax.Array) -> Features:

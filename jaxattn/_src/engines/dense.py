@@ -142,7 +142,7 @@ def dense_linear_attention(
   batch, (q_len, k_len) = query.shape[:-3], (query.shape[-3], key.shape[-3])
   mask.check(batch, q_len, k_len)
   group = query.shape[-2] // key.shape[-2]
-  queries, keys = map(feature_map, (query, key))
+  queries, keys = (linear_chunks.features(feature_map, x) for x in (query, key))
   weights = jnp.einsum(
     "...tnf,...snf->...nts",
     queries.values,
