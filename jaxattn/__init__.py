@@ -1,5 +1,6 @@
 """jaxattn: efficient attention as pure functions, in JAX."""
 
+from jaxattn import feature_maps as feature_maps
 from jaxattn import patterns as patterns
 from jaxattn import positions as positions
 from jaxattn._src.base import AttentionMethod as AttentionMethod
@@ -11,6 +12,13 @@ from jaxattn._src.dense_method import Dense as Dense
 from jaxattn._src.dense_method import dense as dense
 from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
 from jaxattn._src.engines.dense import dense_attention as dense_attention
+from jaxattn._src.engines.dense import (
+  dense_linear_attention as dense_linear_attention,
+)
+from jaxattn._src.engines.linear import linear_attention as linear_attention
+from jaxattn._src.engines.linear import linear_extend as linear_extend
+from jaxattn._src.engines.linear import linear_state as linear_state
+from jaxattn._src.engines.linear_chunks import State as LinearState
 from jaxattn._src.etc import Etc as Etc
 from jaxattn._src.etc import etc as etc
 from jaxattn._src.etc import etc_attention as etc_attention
@@ -22,8 +30,22 @@ from jaxattn._src.etc_labels import etc_segment_ids as etc_segment_ids
 from jaxattn._src.etc_labels import EtcStructure as EtcStructure
 from jaxattn._src.explain import explain as explain
 from jaxattn._src.explain import Explanation as Explanation
+from jaxattn._src.favor import draw_projection as draw_projection
+from jaxattn._src.favor import generalized_features as generalized_features
+from jaxattn._src.favor import hyperbolic_features as hyperbolic_features
+from jaxattn._src.favor import positive_features as positive_features
+from jaxattn._src.favor import trigonometric_features as trigonometric_features
 from jaxattn._src.global_tokens import global_attention as global_attention
 from jaxattn._src.global_tokens import global_positions as global_positions
+from jaxattn._src.linear_transformer import (
+  linear_transformer as linear_transformer,
+)
+from jaxattn._src.linear_transformer import (
+  LinearTransformer as LinearTransformer,
+)
+from jaxattn._src.linformer import Linformer as Linformer
+from jaxattn._src.linformer import linformer as linformer
+from jaxattn._src.linformer import linformer_attention as linformer_attention
 from jaxattn._src.longformer import Longformer as Longformer
 from jaxattn._src.longformer import longformer as longformer
 from jaxattn._src.masks import CAUSAL as CAUSAL
@@ -32,6 +54,8 @@ from jaxattn._src.masks import Mask as Mask
 from jaxattn._src.masks import packed as packed
 from jaxattn._src.merge import merge as merge
 from jaxattn._src.merge import Partial as Partial
+from jaxattn._src.performer import Performer as Performer
+from jaxattn._src.performer import performer as performer
 from jaxattn._src.relative import Relative as Relative
 from jaxattn._src.sliding_window import sliding_window as sliding_window
 from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
@@ -44,6 +68,20 @@ from jaxattn._src.sparse_transformer import (
 )
 from jaxattn._src.star import star_relay_attention as star_relay_attention
 from jaxattn._src.star import star_ring_attention as star_ring_attention
+from jaxattn._src.synthesizer import Synthesizer as Synthesizer
+from jaxattn._src.synthesizer import synthesizer as synthesizer
+from jaxattn._src.synthetic_attention import (
+  synthetic_attention as synthetic_attention,
+)
+from jaxattn._src.synthetic_logits import (
+  factorized_dense_logits as factorized_dense_logits,
+)
+from jaxattn._src.token_projections import convolve_tokens as convolve_tokens
+from jaxattn._src.token_projections import (
+  draw_token_projection as draw_token_projection,
+)
+from jaxattn._src.token_projections import pool_tokens as pool_tokens
+from jaxattn._src.token_projections import project_tokens as project_tokens
 
 __version__ = "0.1.0"
 
@@ -59,33 +97,59 @@ __all__ = [
   "EtcStructure",
   "EtcTable",
   "Explanation",
+  "LinearState",
+  "LinearTransformer",
+  "Linformer",
   "Longformer",
   "Mask",
   "Partial",
+  "Performer",
   "Relative",
   "SlidingWindow",
   "SparseTransformer",
+  "Synthesizer",
   "bigbird",
   "block_sparse",
+  "convolve_tokens",
   "dense",
   "dense_attention",
+  "dense_linear_attention",
+  "draw_projection",
+  "draw_token_projection",
   "etc",
   "etc_attention",
   "etc_fixed_blocks",
   "etc_relative_labels",
   "etc_segment_ids",
   "explain",
+  "factorized_dense_logits",
+  "feature_maps",
+  "generalized_features",
   "global_attention",
   "global_positions",
+  "hyperbolic_features",
   "interleave",
+  "linear_attention",
+  "linear_extend",
+  "linear_state",
+  "linear_transformer",
+  "linformer",
+  "linformer_attention",
   "longformer",
   "merge",
   "packed",
   "patterns",
+  "performer",
+  "pool_tokens",
   "positions",
+  "positive_features",
+  "project_tokens",
   "sliding_window",
   "sparse_transformer",
   "star_relay_attention",
   "star_ring_attention",
+  "synthesizer",
+  "synthetic_attention",
   "take",
+  "trigonometric_features",
 ]

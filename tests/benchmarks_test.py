@@ -127,3 +127,63 @@ def test_remat_benchmark_counts_what_is_kept(tmp_path):
   kept = {(r["depth"], r["remat"]): r["kept_bytes"] for r in records}
   added = {remat: kept[2, remat] - kept[1, remat] for remat in ("none", "full")}
   assert 0 < added["full"] < added["none"] / 5
+
+
+@pytest.mark.slow
+def test_decoding_benchmark_runs(tmp_path):
+  """In small: three models in turns, and two caches."""
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.decoding", "--batch=2"]
+  command += ["--lengths=16,32", "--again=16", "--whole=16", "--positions=40"]
+  command += ["--width=16", "--layers=1", "--memory_layers=1", "--heads=2"]
+  command += ["--methods=linear,dense", "--steps=2", "--rounds=1"]
+  command += [f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  found = [(r["part"], r.get("length"), r["model"]) for r in records]
+  assert found == [
+    ("throughput", 16, "linear"),
+    ("throughput", 16, "softmax, cache"),
+    ("throughput", 16, "softmax, no cache"),
+    ("throughput", 32, "linear"),
+    ("throughput", 32, "softmax, cache"),
+    ("memory", None, "linear"),
+    ("memory", None, "dense"),
+  ]
+  for record in records[:5]:
+    speed = record["images_per_second"] * record["length"]
+    assert speed == pytest.approx(record["tokens_per_second"])
+    assert ("linear_speedup" in record) == (record["model"] != "linear")
+  assert "whole_images_per_second" in records[0]
+  assert "whole_images_per_second" not in records[3]
+  # 42 keys and values of 16 numbers, and twice the length of the row.
+  assert records[6]["cache_bytes"] == 42 * 2 * 16 * 4 + 8
+  assert "linear is faster by" in output.with_suffix(".md").read_text()
+  assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_linformer_benchmark_makes_the_table_of_ratios(tmp_path):
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.linformer", "--lengths=64,128"]
+  command += ["--k=16,64", "--heads=1", "--depth=8", "--rounds=1"]
+  command += ["--max_gib=1e-4", f"--output={output}"]  # 128 x 128 is 64 KiB.
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  by = {(r["method"], r["k"], r["length"], r["pass"]): r for r in records}
+  assert len(by) == 2 * (3 + 1) + 2 * (3 + 2)
+  for which in ("forward", "forward+backward"):
+    assert ("linformer", 64, 64, which) not in by  # k is below the length.
+    one, full = (
+      by[method, k, 64, which]
+      for method, k in (("linformer", 16), ("naive", None))
+    )
+    assert one["speed_naive"] == pytest.approx(full["ms"] / one["ms"])
+    want = full["temporary_bytes"] / one["temporary_bytes"]
+    assert one["memory_naive"] == pytest.approx(want)
+  late = by["linformer", 16, 128, "forward+backward"]
+  assert "speed_naive" not in late and "memory_naive" in late
+  assert "speed, k=16" in output.with_suffix(".md").read_text()
+  assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"

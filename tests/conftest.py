@@ -48,9 +48,12 @@ STRICT_DTYPES = frozenset(
     "etc_method_test",
     "etc_test",
     "explain_test",
+    "favor_test",
     "global_tokens_test",
     "jaxpr_walker_test",
     "layout_test",
+    "linear_attention_test",
+    "linformer_test",
     "longformer_test",
     "masks_test",
     "merge_test",
@@ -61,6 +64,10 @@ STRICT_DTYPES = frozenset(
     "positions_test",
     "sparse_transformer_test",
     "star_test",
+    "synthesizer_learning_test",
+    "synthesizer_limits_test",
+    "synthesizer_test",
+    "token_projections_test",
   }
 )
 
@@ -93,5 +100,5 @@ def pytest_collection_modifyitems(items):
   platform = jax.default_backend()
   for item in items:
     for kind in ("gpu", "tpu"):
-      if kind in item.keywords and platform != kind:
+      if item.get_closest_marker(kind) and platform != kind:
         item.add_marker(pytest.mark.skip(reason=f"needs a {kind}"))

@@ -30,14 +30,23 @@ class Case:
     edges: maps `i [T, 1]` and `j [1, S]` to bools `[T, S]` or `[N, T, S]`.
     whole_array: whether the edges depend on the length of the array, so that a
       row is not what it is inside a longer one, and T must be S.
-    one_head: the method that stands for this one where there is one head, if
-      its options count heads.
+    one_head: the method that stands for this one where there is one head and
+      up to 8192 tokens, if its options count heads or bound the length.
+    convex: whether every row is a convex combination of values, or zero.
+    inert: which of "query" and "key" have no influence, by design.
+    sums: whether its cache holds sums over tokens, which are float32.
+    variant: whether it is one of a method that stands here already, and runs
+      among the slow tests.
   """
 
   method: Any
   edges: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
   whole_array: bool = False
   one_head: Any = None
+  convex: bool = True
+  inert: tuple[str, ...] = ()
+  sums: bool = False
+  variant: bool = False
 
 
 def _within(left: int, right: int, step: int = 1):
@@ -82,6 +91,7 @@ METHODS = {
       left=5, right=2, relative=positions.ALiBi(max_distance=5)
     ),
     _within(5, 2),
+    variant=True,
   ),
   "window_dilated_shaw": Case(
     jaxattn.sliding_window(
@@ -90,6 +100,7 @@ METHODS = {
       relative=positions.ShawRelative(max_distance=4, stddev=1.0),
     ),
     _within(3, 0, 2),
+    variant=True,
   ),
   "longformer": Case(
     jaxattn.longformer(
@@ -108,6 +119,7 @@ METHODS = {
   "sparse_fixed": Case(
     jaxattn.sparse_transformer(stride=8, summary=2),
     lambda i, j: (i // 8 == j // 8) | (_every(i, j) & (j % 8 >= 6)),
+    variant=True,
   ),
   "bigbird": Case(
     jaxattn.bigbird(block=8, num_random=1, layer=2), _bigbird, whole_array=True
@@ -120,9 +132,57 @@ METHODS = {
     ),
     _etc,
   ),
+  "linear": Case(jaxattn.linear_transformer(), sums=True),
+  "performer": Case(jaxattn.performer(num_features=16), sums=True),
+  "linformer": Case(
+    jaxattn.linformer(max_length=48, k=16, sharing="none"),
+    one_head=jaxattn.linformer(max_length=8192, k=64),
+    convex=False,
+  ),
+  "linformer_max": Case(
+    jaxattn.linformer(max_length=48, k=16, projection="max"),
+    one_head=jaxattn.linformer(max_length=8192, k=4096, projection="max"),
+    variant=True,
+  ),
+  "synthesizer_random": Case(
+    jaxattn.synthesizer(
+      max_length=44, parts=("random", "fixed_random"), stddev=1.0
+    ),
+    one_head=jaxattn.synthesizer(max_length=8192),
+    inert=("query", "key"),
+  ),
+  "synthesizer_dense": Case(
+    jaxattn.synthesizer(
+      max_length=44,
+      parts=("dense", "factorized_dense"),
+      mixing="sum",
+      share_heads=True,
+    ),
+    one_head=jaxattn.synthesizer(
+      max_length=8192, parts=("dense", "factorized_dense")
+    ),
+    inert=("key",),
+    variant=True,
+  ),
+  "synthesizer_mixture": Case(
+    jaxattn.synthesizer(
+      max_length=44,
+      parts=("factorized_random", "dense", "dot_product"),
+      stddev=1.0,
+    ),
+    one_head=jaxattn.synthesizer(
+      max_length=8192, parts=("factorized_random", "dense", "dot_product")
+    ),
+  ),
 }
 
-for_every = pytest.mark.parametrize("name", list(METHODS))
+for_every = pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if case.variant else ())
+    for name, case in METHODS.items()
+  ],
+)
 
 
 def draw(seed: int, *, length: int = LENGTH, scale: float = 1.0) -> list[Any]:

@@ -16,6 +16,7 @@ from tests.method_cases import for_every
 from tests.method_cases import METHODS
 
 _FIELDS = {f.name for f in dataclasses.fields(jaxattn.Mask)}
+_PARTS = ("query", "key", "value")
 
 
 def _serves_causal(name):
@@ -33,6 +34,13 @@ def _row(t):
   return cases.cotangent() * (jnp.arange(cases.LENGTH) == t).astype(
       jnp.float32
   ).reshape(1, -1, 1, 1)  # fmt: skip
+
+
+def _is_felt(name, part, effect, least):
+  """Whether `effect` is above `least`, or exactly zero if `part` is inert."""
+  if part in METHODS[name].inert:
+    return not np.any(effect)
+  return np.abs(effect).max() > least
 
 
 @for_every
@@ -105,9 +113,9 @@ def test_masked_keys_have_no_influence(name):
   )
   assert_close(noisy, out, 1e-6)
   assert_close(noisy_grads, grads, 1e-6)
-  for grad in grads[1:]:
+  for part, grad in zip(("key", "value"), grads[1:], strict=True):
     assert_zero(grad[~valid])
-    assert np.abs(grad[valid]).max() > 1e-3
+    assert _is_felt(name, part, grad[valid], 1e-3)
 
 
 @for_every
@@ -144,9 +152,9 @@ def test_segments_do_not_mix(name):
   assert_close(loud[:, index == 0], out[:, index == 0], 1e-6)
   assert np.abs(loud[:, index == 1] - out[:, index == 1]).max() > 1
   _, (_, grads) = cases.pull(name, qkv, mask, _row(20))
-  for grad in grads[1:]:
+  for part, grad in zip(("key", "value"), grads[1:], strict=True):
     assert_zero(grad[:, index == 1])
-    assert np.abs(grad[:, index == 0]).max() > 1e-4
+    assert _is_felt(name, part, grad[:, index == 0], 1e-4)
 
 
 @for_every
@@ -208,7 +216,7 @@ def test_causal_by_gradient(name):
     if strict:
       assert_zero(dk[:, t + 1 :], dq[:, t + 1 :])
     assert np.abs(dv[:, t]).max() > 1e-3
-    assert t == 0 or np.abs(dq[:, t]).max() > 1e-4
+    assert t == 0 or _is_felt(name, "query", dq[:, t], 1e-4)
 
 
 @for_every
@@ -228,7 +236,8 @@ def test_causal_by_large_perturbation(name):
     )
     got, _ = cases.pull(name, late, jaxattn.CAUSAL)
     assert_close(got[:, :cut], out[:, :cut], 1e-6)
-    assert np.abs(got[:, cut:] - out[:, cut:]).max() > 1e-2
+    changed = "value" if part == slice(0, 3) else _PARTS[part]
+    assert _is_felt(name, changed, got[:, cut:] - out[:, cut:], 1e-2)
 
 
 @for_every
@@ -249,6 +258,8 @@ def test_causal_compares_positions(name):
 @for_every
 def test_ones_give_ones(name):
   """Every row is a convex combination of values, or zero."""
+  if not METHODS[name].convex:
+    pytest.skip("mixes values by weights of any sign and sum")
   q, k, v = cases.draw(11)
   for mask in (jaxattn.FULL, cases.random_mask(name, causal=False)):
     out, _ = cases.pull(name, (q, k, jnp.ones_like(v)), mask)
@@ -327,7 +338,7 @@ def test_bfloat16_is_near_float32(name):
 @for_every
 @pytest.mark.parametrize(
   "lengths",
-  [(1, 1), (2, 2), (7, 7), (16, 16), (17, 17), (31, 31), (7, 31), (17, 5)],
+  [(1, 1), (7, 7), (16, 16), (17, 17), (7, 31), (17, 5)],
 )
 def test_any_length_equals_its_padding(name, lengths):
   """A length of its own, and inside a longer one with the rest masked."""

@@ -69,6 +69,9 @@ class AttentionMethod(Protocol):
     time_exponent: growth of time with length (1 is linear).
     memory_exponent: growth of temporary memory with length.
 
+  A method may also have `shared_params`, True if the layers of a model have its
+  parameters and state together, and `max_length`, the most tokens of a row.
+
   Example:
     >>> import jaxattn
     >>> isinstance(jaxattn.sliding_window(left=8), AttentionMethod)

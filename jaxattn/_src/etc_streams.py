@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._src import base
+from jaxattn._src import dispatch
 from jaxattn._src import etc_labels
 from jaxattn._src import merge
 from jaxattn._src import patterns
@@ -281,12 +282,10 @@ def _across(
   batch, (length, num_heads, depth) = query.shape[:-3], query.shape[-3:]
   kv_heads = key.shape[-2]
   grouped = (*batch, length, kv_heads, num_heads // kv_heads)
-  exact = None  # As the engine: exact float32, unless told otherwise.
-  asked = getattr(jax.config, "jax_default_matmul_precision", None)
-  if asked is None and query.dtype == jnp.float32:
-    exact = jax.lax.Precision.HIGHEST
   product = functools.partial(
-    jnp.einsum, preferred_element_type=jnp.float32, precision=exact
+    jnp.einsum,
+    preferred_element_type=jnp.float32,
+    precision=dispatch.precision(query.dtype),
   )
   scores = product(
     "...tkgh,...skh->...kgts", query.reshape(*grouped, depth), key

@@ -138,7 +138,7 @@ class Block(nn.Module, kw_only=True):
     decode: bool,
     context: jax.Array | None = None,
     context_mask: masks.Mask = masks.FULL,
-    **extra: jax.Array,
+    **extra: Any,
   ) -> jax.Array:
     """Maps `[B, T, D]` to `[B, T, D]`; arguments as of the attentions."""
 

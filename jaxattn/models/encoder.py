@@ -17,6 +17,7 @@ from jaxattn._src import positions as positions_lib
 from jaxattn.models import blocks
 from jaxattn.models.layers import longformer
 from jaxattn.nn import linen as layers
+from jaxattn.nn import mixing
 
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 
@@ -58,7 +59,8 @@ class EncoderConfig:
     param_dtype: of the parameters.
 
   Raises:
-    ValueError: if the options do not fit together.
+    ValueError: if the options do not fit together, or methods that share their
+      parameters between layers differ.
 
   Example:
     >>> from jaxattn.models import encoder
@@ -101,6 +103,7 @@ class EncoderConfig:
       )
     if self.global_projections:
       check_patterns(self.methods, "global_projections=True")
+    shared_method(self.methods)  # Raises where two would share.
 
   @property
   def head_size(self) -> int:
@@ -148,7 +151,8 @@ class Encoder(nn.Module):
   (`kv_heads` where grouped), `head_dim` and `vocab`; strip the boxes with
   `nn.unbox`. Embeddings are scaled by the root of the width in the `pre` form
   and with sinusoids, and not otherwise. The collection `attention` holds the
-  state of methods that have any. Dropout draws from the stream `dropout`.
+  state of methods that have any. A method whose parameters are one for all
+  layers has them as `shared_method`. Dropout draws from the stream `dropout`.
 
   Attributes:
     cfg: the shape of the model.
@@ -189,6 +193,17 @@ class Encoder(nn.Module):
     self.drop = nn.Dropout(cfg.dropout)
     block = blocks.remat(EncoderBlock, cfg.remat)
     self.blocks = [block(cfg=cfg, method=m) for m in cfg.layer_methods()]
+    shared = shared_method(cfg.methods)
+    if shared is not None:
+      self.shared_method = layers.MethodVariables(
+        method=shared,
+        shapes=base.AttentionShapes(
+          num_heads=cfg.num_heads,
+          num_kv_heads=cfg.num_kv_heads,
+          head_dim=cfg.head_size,
+          dtype=cfg.param_dtype,
+        ),
+      )
     if cfg.norm == "pre":
       self.final_norm = blocks.make_norm(cfg)
     else:
@@ -232,11 +247,15 @@ class Encoder(nn.Module):
     x = self._embed(tokens, type_ids, positions)
     x = self.drop(x, deterministic=not train)
     turns = positions if cfg.positions == "rotary" else None
-    chosen: dict[str, jax.Array] = {}
+    chosen: dict[str, Any] = {}
     if global_positions is not None:
       chosen["global_positions"] = global_positions
-    for block in self.blocks:
-      x = block(x, mask, turns, train, False, **chosen)
+    shared: dict[str, Any] = {}
+    if shared_method(cfg.methods) is not None:
+      shared["method_variables"] = self.shared_method()
+    for block, method in zip(self.blocks, cfg.layer_methods(), strict=True):
+      extra = chosen | shared if mixing.shares(method) else chosen
+      x = block(x, mask, turns, train, False, **extra)
     return self.final_norm(x) if cfg.norm == "pre" else x
 
   def unembed(self, x: jax.Array) -> jax.Array:
@@ -264,6 +283,23 @@ class Encoder(nn.Module):
       table = positions_lib.sinusoidal(positions, width=cfg.width)
       x = x + jnp.broadcast_to(table.astype(x.dtype), x.shape)
     return x.astype(cfg.dtype) if cfg.norm == "pre" else self.embed_norm(x)
+
+
+def shared_method(
+  methods: tuple[base.AttentionMethod, ...],
+) -> base.AttentionMethod | None:
+  """The method whose parameters are one for all its layers, or None.
+
+  Raises:
+    ValueError: if there are several that differ.
+  """
+  found = list(dict.fromkeys(filter(mixing.shares, methods)))
+  if len(found) > 1:
+    raise ValueError(
+      "methods that share their parameters between layers must be equal in all "
+      f"layers, but differ: {found}; take another sharing, or one method."
+    )
+  return found[0] if found else None
 
 
 def check_patterns(methods: tuple[base.AttentionMethod, ...], by: str) -> None:

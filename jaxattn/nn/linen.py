@@ -28,9 +28,11 @@ class Attention(nn.Module, kw_only=True):
   as in `nn.MultiHeadDotProductAttention`), `query_norm`, `key_norm`, and the
   method's parameters as `method`, where there are any. A method with state
   keeps it in the collection `attention`, which moves under `train=True` and
-  must then be mutable. A decoding cache lies in the collection `cache`. Kernels
-  carry the logical axis names `embed`, `heads` (`kv_heads` where grouped) and
-  `head_dim`. The random stream `attention`, if given, reaches the method.
+  must then be mutable. Layers that share them are given both, made by
+  `MethodVariables`, and have none of their own. A decoding cache lies in the
+  collection `cache`. Kernels carry the logical axis names `embed`, `heads`
+  (`kv_heads` where grouped) and `head_dim`. The random stream `attention`, if
+  given, reaches the method.
 
   Attributes:
     method: how to attend, for example `jaxattn.sliding_window(left=255)`.
@@ -85,6 +87,7 @@ class Attention(nn.Module, kw_only=True):
     context_positions: jax.Array | None = None,
     train: bool = False,
     decode: bool = False,
+    method_variables: tuple[base.Params, base.State] | None = None,
   ) -> jax.Array:
     """Attends from `x` to `context`, or to itself.
 
@@ -99,6 +102,8 @@ class Attention(nn.Module, kw_only=True):
       decode: whether to append `x` to the cache of `init_cache` and attend from
         it; `mask` is then `CAUSAL`, with `key_valid [*B, T]` for right-padded
         rows.
+      method_variables: parameters and state of the method, where other layers
+        have the same; this state does not move. None for the layer's own.
 
     Returns:
       `[*B, T, out_features]`.
@@ -118,7 +123,8 @@ class Attention(nn.Module, kw_only=True):
     shapes = self._shapes(x.shape[-1])
     names = mixing.axis_names(self.num_heads, self.num_kv_heads)
     query, key, value = self._heads(x, context, shapes, names)
-    params, state = self._method_variables(shapes)
+    owned = method_variables is None
+    params, state = method_variables or self._method_variables(shapes)
     if decode and not self.has_variable("cache", "cache"):
       raise ValueError(
         "decode=True needs the collection 'cache'; make it with init_cache."
@@ -141,7 +147,8 @@ class Attention(nn.Module, kw_only=True):
     )
     if decode:
       self.put_variable("cache", "cache", cache)
-    if train and mixing.has_leaves(state) and not self.is_initializing():
+    moves = train and owned and mixing.has_leaves(state)
+    if moves and not self.is_initializing():
       self.put_variable("attention", "state", new_state)
     width = x.shape[-1] if self.out_features is None else self.out_features
     return self._project(
@@ -243,28 +250,64 @@ class Attention(nn.Module, kw_only=True):
   def _method_variables(
     self, shapes: base.AttentionShapes
   ) -> tuple[base.Params, base.State]:
-    """Parameters and state of the method; no variable for an empty one."""
+    return _method_variables(self, self.method, shapes)
 
-    def init(rng: jax.Array) -> tuple[base.Params, base.State]:
-      return self.method.init(rng, shapes)
 
-    params, state = jax.eval_shape(init, jax.random.key(0))
-    drawn = None
-    if self.is_initializing() and mixing.has_leaves((params, state)):
-      drawn = init(
-        self.make_rng("params")
-      )  # One draw, since both may share it.
-    if mixing.has_leaves(params):
-      params = self.param(
-        "method", lambda rng: init(rng)[0] if drawn is None else drawn[0]
-      )
-    if mixing.has_leaves(state):
-      state = self.variable(
-        "attention",
-        "state",
-        lambda: (init(self.make_rng("params")) if drawn is None else drawn)[1],
-      ).value
-    return params, state
+class MethodVariables(nn.Module, kw_only=True):
+  """Parameters and state of a method, made once for several layers.
+
+  Attributes:
+    method: the method, as `jaxattn.linformer(..., sharing="layerwise")`.
+    shapes: of the layers that share them.
+
+  Example:
+    >>> from jaxattn.nn import linen as attn
+    >>> method = jaxattn.linformer(max_length=6, k=2, sharing="layerwise")
+    >>> shapes = jaxattn.AttentionShapes(num_heads=2, head_dim=4)
+    >>> shared = attn.MethodVariables(method=method, shapes=shapes)
+    >>> (params, state), _ = shared.init_with_output(jax.random.key(0))
+    >>> layer = attn.Attention(method=method, num_heads=2)
+    >>> x = jnp.ones((1, 5, 8))
+    >>> layer.init_with_output(
+    ...     jax.random.key(0), x, method_variables=(params, state))[0].shape
+    (1, 5, 8)
+
+  Source: Wang et al., 2020, https://arxiv.org/abs/2006.04768, section 4.
+  """
+
+  method: base.AttentionMethod
+  shapes: base.AttentionShapes
+
+  @nn.compact
+  def __call__(self) -> tuple[base.Params, base.State]:
+    """Parameters and state, `()` where there are none."""
+    return _method_variables(self, self.method, self.shapes)
+
+
+def _method_variables(
+  module: nn.Module, method: base.AttentionMethod, shapes: base.AttentionShapes
+) -> tuple[base.Params, base.State]:
+  """Parameters and state of the method; no variable for an empty one."""
+
+  def init(rng: jax.Array) -> tuple[base.Params, base.State]:
+    return method.init(rng, shapes)
+
+  params, state = jax.eval_shape(init, jax.random.key(0))
+  drawn = None
+  if module.is_initializing() and mixing.has_leaves((params, state)):
+    # One draw, since both may share it.
+    drawn = init(module.make_rng("params"))
+  if mixing.has_leaves(params):
+    params = module.param(
+      "method", lambda rng: init(rng)[0] if drawn is None else drawn[0]
+    )
+  if mixing.has_leaves(state):
+    state = module.variable(
+      "attention",
+      "state",
+      lambda: (init(module.make_rng("params")) if drawn is None else drawn)[1],
+    ).value
+  return params, state
 
 
 class Projection(nn.Module, kw_only=True):

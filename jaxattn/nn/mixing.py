@@ -40,6 +40,14 @@ def axis_names(
   }
 
 
+def shares(method: base.AttentionMethod) -> bool:
+  """Whether the layers of a model have the method's variables together.
+
+  Methods say so by `shared_params`; one without the attribute does not.
+  """
+  return getattr(method, "shared_params", False)
+
+
 def has_leaves(tree: Any) -> bool:
   """Whether a pytree holds any array."""
   return bool(jax.tree.leaves(tree))

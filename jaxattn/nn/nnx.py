@@ -47,6 +47,9 @@ class Attention(nnx.Module):
     param_dtype: of the parameters.
     rotary: base of rotary positions, for example 10_000.0; None for none.
     qk_norm: whether to normalise queries and keys, before rotary.
+    share_method_with: a layer of the same method, whose `method_params` and
+      `method_state` are this one's too; in graph mode, where a module may hold
+      a variable twice. None for variables of its own.
     kernel_init: initializer of the kernels, as matrices `[inputs, outputs]`.
     out_kernel_init: initializer of `out`; None means `kernel_init`.
     bias_init: initializer of the biases.
@@ -78,6 +81,7 @@ class Attention(nnx.Module):
     param_dtype: Any = jnp.float32,
     rotary: float | None = None,
     qk_norm: bool = False,
+    share_method_with: "Attention | None" = None,
     kernel_init: Initializer = _LECUN,
     out_kernel_init: Initializer | None = None,
     bias_init: Initializer = _ZEROS,
@@ -120,12 +124,8 @@ class Attention(nnx.Module):
     )
     self.query_norm = norm() if qk_norm else None
     self.key_norm = norm() if qk_norm else None
-    params, state = method.init(rngs.params(), shapes)
-    self.method_params = (
-      nnx.Param(params) if mixing.has_leaves(params) else None
-    )
-    self.method_state = (
-      AttentionState(state) if mixing.has_leaves(state) else None
+    self.method_params, self.method_state = _method_variables(
+      method, shapes, share_method_with, rngs
     )
     self.cache: nnx.Cache | None = nnx.data(None)
     self.method, self.shapes, self.rotary = method, shapes, rotary
@@ -230,6 +230,27 @@ class Attention(nnx.Module):
       () if params is None else params.get_value(),
       () if state is None else state.get_value(),
     )
+
+
+def _method_variables(
+  method: base.AttentionMethod,
+  shapes: base.AttentionShapes,
+  other: Attention | None,
+  rngs: nnx.Rngs,
+) -> tuple[nnx.Param | None, AttentionState | None]:
+  """The method's parameters and state, new or those of another layer."""
+  if other is not None:
+    if (other.method, other.shapes) != (method, shapes):
+      raise ValueError(
+        "share_method_with must be a layer of the same method and heads: "
+        f"{method} of {shapes}, got {other.method} of {other.shapes}."
+      )
+    return other.method_params, other.method_state
+  params, state = method.init(rngs.params(), shapes)
+  return (
+    nnx.Param(params) if mixing.has_leaves(params) else None,
+    AttentionState(state) if mixing.has_leaves(state) else None,
+  )
 
 
 def _project(

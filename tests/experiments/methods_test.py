@@ -31,6 +31,30 @@ def test_longformer_grows_with_depth():
   assert one == (jaxattn.longformer(window=8, num_global=1),) * 4
 
 
+def test_linformer_has_a_k_for_each_layer():
+  got = _make("linformer", k=16, sharing="layerwise")
+  one = jaxattn.linformer(max_length=64, k=16, sharing="layerwise")
+  assert got == (one,) * 4
+  layers = _make("linformer", k=[32, 16, 16, 8], projection="convolution")
+  assert [m.k for m in layers] == [32, 16, 16, 8]
+  assert {m.projection for m in layers} == {"convolution"}
+
+
+def test_synthesizer_takes_a_name_or_a_list():
+  assert _make("synthesizer") == (jaxattn.synthesizer(max_length=64),)
+  got = _make("synthesizer", parts=["dense", "dot_product"])
+  parts = ("dense", "dot_product")
+  assert got == (jaxattn.synthesizer(max_length=64, parts=parts),)
+
+
+def test_linear_methods_take_their_options():
+  assert _make("linear") == (jaxattn.linear_transformer(),)
+  got = _make("linear", feature_map="exp")
+  assert got == (jaxattn.linear_transformer(feature_map="exp"),)
+  got = _make("performer", num_features=32, projection="iid")
+  assert got == (jaxattn.performer(num_features=32, projection="iid"),)
+
+
 def test_sparse_transformer_interleaves():
   got = _make("sparse_transformer", stride=8, summary=2, subblocks=2)
   want = jaxattn.sparse_transformer(stride=8, summary=2, subblocks=2)
@@ -59,6 +83,9 @@ def test_sparse_transformer_interleaves():
     ("longformer", {"window": 7}, "even"),
     ("longformer", {"window": 130}, "rows of 64 tokens"),
     ("longformer", {"window": 8, "dilated_heads": 5}, "dilated_heads"),
+    ("linformer", {"k": [8, 8]}, "one for each of 4 layers"),
+    ("linformer", {"k": 0}, "k must be positive"),
+    ("linformer", {"k": [8, 8, 4, 4], "sharing": "layerwise"}, "needs one k"),
     ("sparse_transformer", {"stride": 65}, "stride 65 does not fit"),
     ("sparse_transformer", {"stride": 8, "kind": "x"}, "kind must be one of"),
     ("sparse_transformer", {"stride": 4, "summary": 5}, "summary"),
