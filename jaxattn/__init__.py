@@ -8,6 +8,7 @@ from jaxattn._src.base import AttentionShapes as AttentionShapes
 from jaxattn._src.base import take as take
 from jaxattn._src.bigbird import BigBird as BigBird
 from jaxattn._src.bigbird import bigbird as bigbird
+from jaxattn._src.chunked import map_tokens as map_tokens
 from jaxattn._src.dense_method import Dense as Dense
 from jaxattn._src.dense_method import dense as dense
 from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
@@ -57,6 +58,7 @@ from jaxattn._src.merge import Partial as Partial
 from jaxattn._src.performer import Performer as Performer
 from jaxattn._src.performer import performer as performer
 from jaxattn._src.relative import Relative as Relative
+from jaxattn._src.reversible import reversible_residuals as reversible_residuals
 from jaxattn._src.sliding_window import sliding_window as sliding_window
 from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
 from jaxattn._src.sparse_transformer import interleave as interleave
@@ -136,6 +138,7 @@ __all__ = [
   "linformer",
   "linformer_attention",
   "longformer",
+  "map_tokens",
   "merge",
   "packed",
   "patterns",
@@ -144,6 +147,7 @@ __all__ = [
   "positions",
   "positive_features",
   "project_tokens",
+  "reversible_residuals",
   "sliding_window",
   "sparse_transformer",
   "star_relay_attention",

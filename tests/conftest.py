@@ -62,6 +62,7 @@ STRICT_DTYPES = frozenset(
     "method_decoding_test",
     "patterns_test",
     "positions_test",
+    "reversible_test",
     "sparse_transformer_test",
     "star_test",
     "synthesizer_learning_test",
