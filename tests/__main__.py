@@ -74,7 +74,7 @@ def _quickstart() -> int:
         f"--config=experiments/{name}/configs/smoke.py",
         f"--workdir={folder}/{name}",
       )
-      for name in ("lm", "synthetic")
+      for name in ("images", "lm", "synthetic")
     ]
   return max(codes)
 

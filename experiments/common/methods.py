@@ -143,6 +143,92 @@ def _etc(
   )
 
 
+def _linear(sizes: Sizes, *, feature_map: str = "elu") -> Methods:
+  del sizes  # Takes any.
+  return (jaxattn.linear_transformer(feature_map=feature_map),)
+
+
+def _linformer(
+  sizes: Sizes,
+  *,
+  k: Any,
+  sharing: str = "headwise",
+  projection: str = "linear",
+  init: str = "scaled",
+  trainable: bool = True,
+) -> Methods:
+  """`k` is a number, or one for each layer; see `jaxattn.linformer`."""
+  found = tuple(
+    jaxattn.linformer(
+      max_length=sizes.length,
+      k=size,
+      sharing=sharing,  # pyrefly: ignore
+      projection=projection,  # pyrefly: ignore
+      init=init,  # pyrefly: ignore
+      trainable=trainable,
+    )
+    for size in _per_layer("k", k, sizes)
+  )
+  if sharing == "layerwise" and len(set(found)) > 1:
+    raise ValueError(
+      f"sharing='layerwise' needs one k for all layers, got {list(k)}"
+    )
+  return found
+
+
+def _synthesizer(
+  sizes: Sizes,
+  *,
+  parts: Any = ("random",),
+  mixing: str = "softmax",
+  rank: int | None = None,
+  factors: Any = None,
+  share_heads: bool = False,
+  stddev: float | None = None,
+) -> Methods:
+  """`parts` is a name, or a list of those to mix; see `jaxattn.synthesizer`."""
+  names: Any = [parts] if isinstance(parts, str) else parts
+  return (
+    jaxattn.synthesizer(
+      max_length=sizes.length,
+      parts=tuple(names),
+      mixing=mixing,  # pyrefly: ignore
+      rank=rank,
+      factors=None if factors is None else tuple(factors),
+      share_heads=share_heads,
+      stddev=stddev,
+    ),
+  )
+
+
+def _performer(
+  sizes: Sizes,
+  *,
+  kind: str = "positive",
+  num_features: int | None = None,
+  projection: str | None = None,
+  norms: str | None = None,
+  redraw_interval: int | None = None,
+) -> Methods:
+  """None leaves an option at the default of `jaxattn.performer`.
+
+  `kind=relu` stands for generalized features with ReLU, of queries and keys
+  themselves unless `projection` is given.
+  """
+  del sizes  # Takes any.
+  options: dict[str, Any] = {"kind": kind}
+  if kind == "relu":
+    options = {"kind": "generalized", "projection": None}
+  given = {
+    "num_features": num_features,
+    "projection": projection,
+    "norms": norms,
+    "redraw_interval": redraw_interval,
+  }
+  options |= {k: v for k, v in given.items() if v is not None}
+  return (jaxattn.performer(**options),)
+
+
 def _fits(sizes: Sizes, window: int, dilation: int) -> None:
   if not 1 <= window or (window - 1) * dilation >= sizes.length:
     raise ValueError(
@@ -169,9 +255,13 @@ METHODS: dict[str, Callable[..., Methods]] = {
   "bigbird": _bigbird,
   "dense": _dense,
   "etc": _etc,
+  "linear": _linear,
+  "linformer": _linformer,
   "longformer": _longformer,
+  "performer": _performer,
   "sliding_window": _sliding_window,
   "sparse_transformer": _sparse_transformer,
+  "synthesizer": _synthesizer,
 }
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 import matplotlib.figure
+import matplotlib.image
+import numpy as np
 
 from experiments.common import files
 
@@ -63,3 +65,48 @@ def curves(
   axes.legend()
   with files.whole(path) as part:
     figure.savefig(part, dpi=120, format="png")
+
+
+def images(
+  path: pathlib.Path,
+  rows: Sequence[Sequence[np.ndarray]],
+  *,
+  levels: int,
+  height: int = 64,
+) -> None:
+  r"""Draws grey images in a grid, black for level 0.
+
+  Args:
+    path: of the PNG, written whole or not at all.
+    rows: of the grid, from above, the longest first; images `[h, w]`, all of
+      one size, of integers in `[0, levels)`.
+    levels: grey levels.
+    height: about that many pixels of the PNG for an image.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "a.png")
+    >>> images(path, [[np.eye(8, dtype=int)] * 3], levels=2)
+    >>> matplotlib.image.imread(path).shape
+    (72, 208, 4)
+
+  Source: matplotlib.
+  """
+  h, w = rows[0][0].shape
+  scale = max(height // h, 1)
+  gap = 4
+  size = (
+    len(rows) * (h * scale + gap) + gap,
+    len(rows[0]) * (w * scale + gap) + gap,
+  )
+  canvas = np.full(size, (levels - 1) / 2)
+  for i, row in enumerate(rows):
+    for j, image in enumerate(row):
+      top, left = i * (h * scale + gap) + gap, j * (w * scale + gap) + gap
+      canvas[top : top + h * scale, left : left + w * scale] = np.kron(
+        image, np.ones((scale, scale))
+      )
+  with files.whole(path) as part:
+    matplotlib.image.imsave(
+      part, canvas, cmap="gray", vmin=0, vmax=levels - 1, format="png"
+    )

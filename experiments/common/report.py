@@ -2,9 +2,11 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,6 +123,77 @@ def write(
   files.write_text(path, "\n\n".join(parts) + "\n")
   files.write_json(folder / "results.json", results)
   return path
+
+
+def finished(
+  workdir: pathlib.Path, identity: dict[str, Any]
+) -> dict[str, Any] | None:
+  """The results of a run if it has ended, or None.
+
+  Args:
+    workdir: of the run.
+    identity: by which the run is known again, as its results hold it.
+
+  Returns:
+    What `results.json` holds.
+  """
+  path = workdir / "report" / "results.json"
+  if not path.exists():
+    return None
+  results = json.loads(files.read_bytes(path))
+  return results if results["identity"] == identity else None
+
+
+def standing(
+  value: float, floors: Mapping[str, float], *, lower_is_better: bool = True
+) -> str:
+  """Two lines: which floors still win against a result, and which do not.
+
+  Args:
+    value: the result.
+    floors: name -> value.
+    lower_is_better: whether a small one is good.
+
+  Returns:
+    The lines; equal ones win.
+
+  Example:
+    >>> print(standing(2.0, {"gzip": 2.5, "order 3": 1.5}))
+    floors that still win: order 3 (1.500)
+    floors beaten: gzip (2.500)
+
+  Source: none.
+  """
+  sign = 1 if lower_is_better else -1
+  ordered = sorted(floors.items(), key=lambda item: item[1])
+  beaten = [item for item in ordered if sign * item[1] > sign * value]
+  winning = [item for item in ordered if item not in beaten]
+
+  def listed(items: list[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} ({v:.3f})" for name, v in items) or "none"
+
+  return (
+    f"floors that still win: {listed(winning)}\nfloors beaten: {listed(beaten)}"
+  )
+
+
+def code(text: str) -> str:
+  """Text as an indented block, which no text can break out of.
+
+  Args:
+    text: anything; what cannot be printed is replaced.
+
+  Returns:
+    Markdown.
+
+  Example:
+    >>> code("a")
+    '    a'
+
+  Source: Markdown.
+  """
+  text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+  return "\n".join("    " + line for line in text.split("\n"))
 
 
 def duration(seconds: float) -> str:

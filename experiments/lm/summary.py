@@ -82,7 +82,8 @@ def sample(
 ) -> list[dict[str, str]]:
   """Text that the model writes: from nothing, and after a held-out opening."""
   count = config.sample_tokens
-  if config.positions == "learned":
+  bounded = any(hasattr(method, "max_length") for method in model.cfg.methods)
+  if bounded or config.positions == "learned":
     count = min(count, config.length - _PROMPT)
   if count < 1 or jax.process_count() > 1:
     return []  # Sampling with parameters on several hosts is not there yet.
@@ -111,31 +112,13 @@ def sample(
   ]
 
 
-def finished(
-  workdir: pathlib.Path, identity: dict[str, Any]
-) -> dict[str, Any] | None:
-  """The results of this run if it has ended, or None."""
-  path = workdir / "report" / "results.json"
-  if not path.exists():
-    return None
-  results = json.loads(files.read_bytes(path))
-  return results if results["identity"] == identity else None
-
-
 def verdict(results: dict[str, Any], workdir: pathlib.Path) -> str:
   """Plain words on the result, and where the report lies."""
   bits = results["bits_per_byte"]["test"]
-  floors = results["floors"]["bits"]
-  better = sorted((v, n) for n, v in floors.items() if v <= bits)
-  worse = sorted((v, n) for n, v in floors.items() if v > bits)
-
-  def listed(items: list[tuple[float, str]]) -> str:
-    return ", ".join(f"{n} ({v:.3f})" for v, n in items) or "none"
-
   return (
     f"result: {bits:.3f} bits per byte on {results['test_bytes']:,} held-out "
-    f"bytes\nfloors that still win: {listed(better)}\nfloors beaten: "
-    f"{listed(worse)}\nreport: {workdir / 'report' / 'report.md'}"
+    f"bytes\n{report.standing(bits, results['floors']['bits'])}\n"
+    f"report: {workdir / 'report' / 'report.md'}"
   )
 
 
@@ -158,12 +141,6 @@ def _table(results: dict[str, Any]) -> str:
   rows.sort(key=lambda row: row[1])
   columns = ("model", "bits per byte", "training bytes read", "note")
   return report.table(columns, rows)
-
-
-def _code(text: str) -> str:
-  """Text as an indented block, which no text can break out of."""
-  text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-  return "\n".join("    " + line for line in text.split("\n"))
 
 
 def write(
@@ -271,8 +248,12 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
   ]
   samples = [
     f"After {'the separator alone' if not s['prompt'] else 'this opening'}:\n\n"
-    + (_code(s["prompt"]) + "\n\nthe model writes:\n\n" if s["prompt"] else "")
-    + _code(s["text"])
+    + (
+      report.code(s["prompt"]) + "\n\nthe model writes:\n\n"
+      if s["prompt"]
+      else ""
+    )
+    + report.code(s["text"])
     for s in results["samples"]
   ]
   stride, length = config["eval_stride"], config["length"]
@@ -294,5 +275,8 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
     ),
     ("Run", report.table(("what", "value"), facts)),
     ("Samples", "\n\n".join(samples) or "None."),
-    ("Configuration", _code(json.dumps(config, indent=2, sort_keys=True))),
+    (
+      "Configuration",
+      report.code(json.dumps(config, indent=2, sort_keys=True)),
+    ),
   ]

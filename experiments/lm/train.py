@@ -7,15 +7,13 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
-import jaxattn
 from experiments.common import checkpoint
 from experiments.common import data as rows_lib
+from experiments.common import decoders
 from experiments.common import files
 from experiments.common import loop
-from experiments.common import methods
+from experiments.common import report
 from experiments.common import sharding
 from experiments.common import tokens as tokens_lib
 from experiments.lm import data as corpora
@@ -26,7 +24,7 @@ from jaxattn.models import sparse_transformer
 
 
 @dataclasses.dataclass
-class Config(loop.LoopConfig):
+class Config(decoders.ModelConfig):
   """One run. Every field can be set as `--config.<name>=<value>`."""
 
   # Text.
@@ -40,20 +38,8 @@ class Config(loop.LoopConfig):
   eval_stride: int = 128  # New predictions of a sliding evaluation window.
   eval_windows: int = 0  # At most, while training; 0: all. The end uses all.
   floors_train_bytes: int = 20_000_000  # That Markov models count; 0: all.
-  # Model.
+  # Model; the rest of it stands in `decoders.ModelConfig`.
   model: str = "gpt"  # gpt, or sparse_transformer: its form of the decoder.
-  method: str = "dense"  # See experiments/common/methods.py.
-  method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-  width: int = 256
-  num_layers: int = 4
-  num_heads: int = 4
-  num_kv_heads: int = 0  # 0: as num_heads.
-  mlp_width: int = 0  # 0: 4 * width.
-  positions: str = "rotary"  # rotary, learned, relative, none.
-  qk_norm: bool = False
-  tie_embeddings: bool = True
-  dropout: float = 0.0
-  remat: str = "none"  # none, full, dots.
   # Text at the end.
   sample_tokens: int = 256
   temperature: float = 0.8
@@ -84,85 +70,17 @@ def check(config: Config) -> None:
 
 def make_model(config: Config, vocab_size: int) -> decoder.Decoder:
   """Makes the decoder that a configuration describes."""
-  sizes = methods.Sizes(config.length, config.num_layers, config.num_heads)
-  layer_methods = methods.make(config.method, sizes, config.method_options)
-  options: dict[str, Any] = {
-    "vocab_size": vocab_size,
-    "width": config.width,
-    "num_layers": config.num_layers,
-    "num_heads": config.num_heads,
-    "num_kv_heads": config.num_kv_heads or None,
-    "mlp_width": config.mlp_width or None,
-    "methods": layer_methods,
-    "positions": config.positions,
-    "max_length": config.length,
-    "qk_norm": config.qk_norm,
-    "tie_embeddings": config.tie_embeddings,
-    "dropout": config.dropout,
-    "remat": config.remat,
-    "dtype": jnp.dtype(config.dtype),
-  }
+  form = {}
   if config.model == "sparse_transformer":
     column = config.method_options.get("stride", math.isqrt(config.length))
-    options |= sparse_transformer.form((-(-config.length // column), column))
+    form = sparse_transformer.form((-(-config.length // column), column))
   elif config.model != "gpt":
     raise files.UserError(
       f"--config.model must be gpt or sparse_transformer, got {config.model!r}."
     )
-  try:
-    return decoder.Decoder(decoder.DecoderConfig(**options))
-  except (ValueError, NotImplementedError) as error:
-    raise files.UserError(f"the model cannot be built: {error}") from error
-
-
-def loss_sums(
-  model: decoder.Decoder,
-  params: Any,
-  carried: Any,
-  batch: Any,
-  rng: jax.Array | None,
-  *,
-  train: bool,
-) -> tuple[jax.Array, jax.Array, Any]:
-  """Sums the loss of a batch over what counts.
-
-  Args:
-    model: the decoder.
-    params: its parameters.
-    carried: its other collections, `{}` if it has none.
-    batch: of `experiments.common.data`; `weights` is 0 at padding and where the
-      next token belongs to another document.
-    rng: for dropout and methods that draw; None without.
-    train: whether these, and the carried state, are active.
-
-  Returns:
-    The sum in nats, the sum of the weights, and the collections.
-  """
-  mask, positions = jaxattn.CAUSAL, None
-  if "segment_ids" in batch:
-    mask = jaxattn.packed(batch["segment_ids"], causal=True, pad_id=0)
-    if model.cfg.positions in ("rotary", "learned", "axes"):
-      positions = batch["positions"]
-  rngs = {}
-  if rng is not None:
-    names = ("dropout", "attention")
-    rngs = dict(zip(names, jax.random.split(rng, 2), strict=True))
-  logits, carried = model.apply(
-    {"params": params, **carried},
-    batch["inputs"],
-    mask=mask,
-    positions=positions,
-    train=train,
-    rngs=rngs,
-    mutable=list(carried),
+  return decoders.make_model(
+    config, vocab_size=vocab_size, length=config.length, form=form
   )
-  nats = optax.losses.softmax_cross_entropy_with_integer_labels(
-    logits, batch["targets"]
-  )
-  # Where, not a product: what a masked row holds must not matter.
-  weights = batch["weights"]
-  nats = jnp.where(weights > 0, nats * weights, 0.0)
-  return jnp.sum(nats), jnp.sum(weights), dict(carried)
 
 
 class Evaluator:
@@ -177,28 +95,17 @@ class Evaluator:
   def __init__(
     self, model: decoder.Decoder, mesh: jax.sharding.Mesh, batch_size: int
   ):
-    self._sharding = sharding.of_rows(mesh)
+    self._nats = decoders.Evaluator(model, mesh)
     self._batch_size = batch_size
-
-    def sums(params: Any, carried: Any, batch: Any) -> Any:
-      return loss_sums(model, params, carried, batch, None, train=False)[:2]
-
-    self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
   def __call__(
     self, params: Any, carried: Any, windows: rows_lib.Windows
   ) -> float:
     """Bits per byte over all of `windows`."""
-    share = slice(jax.process_index(), None, jax.process_count())
-    nats = weight = 0.0
-    for batch in windows.batches(self._batch_size):
-      batch = {name: x[share] for name, x in batch.items()}
-      placed = sharding.put_rows(batch, self._sharding)
-      loss, count = self._sums(params, carried, placed)
-      nats, weight = nats + float(loss), weight + float(count)
+    nats = self._nats(params, carried, windows.batches(self._batch_size))
     tokens = windows.tokens
     predicted = len(tokens.ids) - len(tokens.starts)
-    return nats / weight / math.log(2) * predicted / tokens.num_bytes
+    return nats / math.log(2) * predicted / tokens.num_bytes
 
 
 def make_tokenizer(
@@ -231,14 +138,8 @@ def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
 
 def check_lengths(config: Config, model: decoder.Decoder) -> None:
   """Raises UserError if the model does not take rows of `config.length`."""
-  tokens = jax.ShapeDtypeStruct((1, config.length), jnp.int32)
-  try:
-    jax.eval_shape(model.init, jax.random.key(0), tokens)
-  except (ValueError, NotImplementedError) as error:
-    raise files.UserError(
-      f"method {config.method!r} does not take rows of --config.length "
-      f"{config.length}: {error}"
-    ) from error
+  what = f"--config.length {config.length}"
+  decoders.check_rows(config, model, config.length, what)
 
 
 def make_task(
@@ -248,24 +149,8 @@ def make_task(
   evaluate: Any,
 ) -> loop.Task:
   """What the loop needs to train `model` on `train`."""
-
-  def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
-    return loss_sums(model, params, carried, batch, rng, train=True)
-
-  example = jnp.zeros((1, min(config.length, 8)), jnp.int32)
-  return loop.Task(
-    init=lambda rng: model.init(rng, example),
-    loss=loss,
-    batches=rows_lib.batches(
-      rows_lib.PackedRows(train, config.length),
-      batch_size=config.batch_size,
-      seed=config.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    ),
-    evaluate=evaluate,
-    tokens_per_row=config.length,
-  )
+  rows = rows_lib.PackedRows(train, config.length)
+  return decoders.make_task(config, model, rows, config.length, evaluate)
 
 
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -291,7 +176,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   )
   same = identity(config, corpus)
   checkpoint.claim(workdir, same)
-  done = summary.finished(workdir, same)
+  done = report.finished(workdir, same)
   if done is not None:
     files.say(summary.verdict(done, workdir))
     return done

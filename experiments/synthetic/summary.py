@@ -15,32 +15,13 @@ from experiments.common import report
 from experiments.synthetic import task as task_lib
 
 
-def finished(
-  workdir: pathlib.Path, identity: dict[str, Any]
-) -> dict[str, Any] | None:
-  """The results of this run if it has ended, or None."""
-  path = workdir / "report" / "results.json"
-  if not path.exists():
-    return None
-  results = json.loads(files.read_bytes(path))
-  return results if results["identity"] == identity else None
-
-
 def verdict(results: dict[str, Any], workdir: pathlib.Path) -> str:
   """Plain words on the result, and where the report lies."""
   name, value = results["metric"], results["value"]
-  sign = 1 if results["lower_is_better"] else -1
-  floors = sorted(results["floors"].items(), key=lambda item: item[1])
-  beaten = [f for f in floors if sign * f[1] > sign * value]
-  winning = [f for f in floors if f not in beaten]
-
-  def listed(items: list[tuple[str, float]]) -> str:
-    return ", ".join(f"{n} ({v:.3f})" for n, v in items) or "none"
-
+  better = results["lower_is_better"]
   return (
     f"result: {name} {value:.4f} on {results['eval_rows']:,} held-out rows\n"
-    f"floors that still win: {listed(winning)}\n"
-    f"floors beaten: {listed(beaten)}\n"
+    f"{report.standing(value, results['floors'], lower_is_better=better)}\n"
     f"report: {workdir / 'report' / 'report.md'}"
   )
 
@@ -71,6 +52,7 @@ def write(
     "metric": task.metric,
     "lower_is_better": task.lower_is_better,
     "value": result.evaluation[task.metric],
+    "loss": result.evaluation["held_out_loss"],
     "floors": task.floors(),
     "eval_rows": config.eval_rows,
     "parameters": int(sum(x.size for x in params)),
@@ -129,6 +111,7 @@ def _sections(
   curve = [(f"{step:,}", value) for step, value in _curve(lines, name)]
   facts = [
     (name, f"{results['value']:.4f}"),
+    ("loss on the held-out rows", f"{results['loss']:.4f}"),
     ("steps", f"{config.steps:,}"),
     ("rows read", f"{config.steps * config.batch_size:,}"),
     ("tokens a second while training", f"{results['tokens_per_second']:,.0f}"),
@@ -150,8 +133,5 @@ def _sections(
     ),
     ("Curve", report.table(("step", name), curve)),
     ("Run", report.table(("what", "value"), facts)),
-    (
-      "Configuration",
-      "\n".join("    " + line for line in options.split("\n")),
-    ),
+    ("Configuration", report.code(options)),
   ]

@@ -15,7 +15,9 @@ from flax import linen as nn
 from experiments.common import checkpoint
 from experiments.common import files
 from experiments.common import loop
+from experiments.common import report
 from experiments.common import sharding
+from experiments.synthetic import copy_task
 from experiments.synthetic import masked_summation
 from experiments.synthetic import paragraph_retrieval
 from experiments.synthetic import summary
@@ -23,6 +25,7 @@ from experiments.synthetic import task as task_lib
 
 # Name -> the task, made from its options.
 TASKS: dict[str, Callable[..., task_lib.SyntheticTask]] = {
+  "copy_task": copy_task.CopyTask,
   "masked_summation": masked_summation.MaskedSummation,
   "paragraph_retrieval": paragraph_retrieval.ParagraphRetrieval,
 }
@@ -105,7 +108,7 @@ def make_model(config: Config, task: task_lib.SyntheticTask) -> nn.Module:
 
 
 class Evaluator:
-  """The metric of a model on the held-out rows.
+  """The loss and the metric of a model on the held-out rows.
 
   Args:
     task: of the run.
@@ -131,15 +134,15 @@ class Evaluator:
     def total(variables: Any, batch: Any) -> jax.Array:
       weights = batch.pop("weights")
       outputs = model.apply(variables, batch, train=False)
-      metric = task.measure(outputs, batch)[1]
-      return jnp.sum(jnp.where(weights > 0, metric, 0.0))
+      found = jnp.stack(task.measure(outputs, batch))
+      return jnp.sum(jnp.where(weights[None] > 0, found, 0.0), axis=1)
 
     self._total = jax.jit(total, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, params: Any, carried: Any) -> dict[str, float]:
-    """The mean over all rows."""
+    """The means over all rows."""
     share = slice(jax.process_index(), None, jax.process_count())
-    total = 0.0
+    total = np.zeros(2)
     for low in range(0, self._rows, self._batch_size):
       rows = np.arange(low, low + self._batch_size)
       inside = rows < self._rows
@@ -147,8 +150,10 @@ class Evaluator:
       batch = {name: x[rows] for name, x in self._held_out.items()}
       batch["weights"] = inside[share].astype(np.float32)
       placed = sharding.put_rows(batch, self._sharding)
-      total += float(self._total({"params": params, **carried}, placed))
-    return {self._task.metric: total / self._rows}
+      sums = self._total({"params": params, **carried}, placed)
+      total += np.asarray(jax.device_get(sums))
+    loss, metric = (total / self._rows).tolist()
+    return {"held_out_loss": loss, self._task.metric: metric}
 
 
 def for_loop(
@@ -211,7 +216,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = sharding.make_mesh(config.mesh)
   identity = json.loads(json.dumps(dataclasses.asdict(config)))
   checkpoint.claim(workdir, identity)
-  done = summary.finished(workdir, identity)
+  done = report.finished(workdir, identity)
   if done is not None:
     files.say(summary.verdict(done, workdir))
     return done

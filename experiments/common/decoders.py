@@ -1,0 +1,222 @@
+"""Decoders in experiments: their configuration, loss and evaluation."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxattn
+from experiments.common import data as rows_lib
+from experiments.common import files
+from experiments.common import loop
+from experiments.common import methods
+from experiments.common import sharding
+from jaxattn.models import decoder
+
+
+@dataclasses.dataclass
+class ModelConfig(loop.LoopConfig):
+  """What every experiment with a decoder has; see `make_model`."""
+
+  method: str = "dense"  # See experiments/common/methods.py.
+  method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  width: int = 256
+  num_layers: int = 4
+  num_heads: int = 4
+  num_kv_heads: int = 0  # 0: as num_heads.
+  mlp_width: int = 0  # 0: 4 * width.
+  positions: str = "rotary"  # rotary, learned, relative, none.
+  qk_norm: bool = False
+  tie_embeddings: bool = True
+  dropout: float = 0.0
+  remat: str = "none"  # none, full, dots.
+
+
+def make_model(
+  config: ModelConfig,
+  *,
+  vocab_size: int,
+  length: int,
+  form: dict[str, Any] | None = None,
+) -> decoder.Decoder:
+  """Makes the decoder that a configuration describes.
+
+  Args:
+    config: of the run.
+    vocab_size: number of token ids.
+    length: tokens in a row.
+    form: fields of `DecoderConfig` that go before those of `config`.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: if the options do not fit together.
+
+  Example:
+    >>> make_model(ModelConfig(width=32), vocab_size=9, length=64).cfg.head_size
+    8
+
+  Source: `jaxattn.models.decoder`.
+  """
+  sizes = methods.Sizes(length, config.num_layers, config.num_heads)
+  layer_methods = methods.make(config.method, sizes, config.method_options)
+  options: dict[str, Any] = {
+    "vocab_size": vocab_size,
+    "width": config.width,
+    "num_layers": config.num_layers,
+    "num_heads": config.num_heads,
+    "num_kv_heads": config.num_kv_heads or None,
+    "mlp_width": config.mlp_width or None,
+    "methods": layer_methods,
+    "positions": config.positions,
+    "max_length": length,
+    "qk_norm": config.qk_norm,
+    "tie_embeddings": config.tie_embeddings,
+    "dropout": config.dropout,
+    "remat": config.remat,
+    "dtype": jnp.dtype(config.dtype),
+    **(form or {}),
+  }
+  try:
+    return decoder.Decoder(decoder.DecoderConfig(**options))
+  except (ValueError, NotImplementedError) as error:
+    raise files.UserError(f"the model cannot be built: {error}") from error
+
+
+def check_rows(
+  config: ModelConfig, model: decoder.Decoder, length: int, what: str
+) -> None:
+  """Raises UserError, naming the rows `what`, if the model takes none."""
+  tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  try:
+    jax.eval_shape(model.init, jax.random.key(0), tokens)
+  except (ValueError, NotImplementedError) as error:
+    raise files.UserError(
+      f"method {config.method!r} does not take rows of {what}: {error}"
+    ) from error
+
+
+def loss_sums(
+  model: decoder.Decoder,
+  params: Any,
+  carried: Any,
+  batch: Any,
+  rng: jax.Array | None,
+  *,
+  train: bool,
+) -> tuple[jax.Array, jax.Array, Any]:
+  """Sums the loss of a batch over what counts.
+
+  Args:
+    model: the decoder.
+    params: its parameters.
+    carried: its other collections, `{}` if it has none.
+    batch: of `experiments.common.data`; `weights` is 0 at padding and where the
+      next token belongs to another document.
+    rng: for dropout and methods that draw; None without.
+    train: whether these, and the carried state, are active.
+
+  Returns:
+    The sum in nats, the sum of the weights, and the collections.
+  """
+  mask, positions = jaxattn.CAUSAL, None
+  if "segment_ids" in batch:
+    mask = jaxattn.packed(batch["segment_ids"], causal=True, pad_id=0)
+    if model.cfg.positions in ("rotary", "learned", "axes"):
+      positions = batch["positions"]
+  rngs = {}
+  if rng is not None:
+    names = ("dropout", "attention")
+    rngs = dict(zip(names, jax.random.split(rng, 2), strict=True))
+  logits, carried = model.apply(
+    {"params": params, **carried},
+    batch["inputs"],
+    mask=mask,
+    positions=positions,
+    train=train,
+    rngs=rngs,
+    mutable=list(carried),
+  )
+  nats = optax.losses.softmax_cross_entropy_with_integer_labels(
+    logits, batch["targets"]
+  )
+  # Where, not a product: what a masked row holds must not matter.
+  weights = batch["weights"]
+  nats = jnp.where(weights > 0, nats * weights, 0.0)
+  return jnp.sum(nats), jnp.sum(weights), dict(carried)
+
+
+class Evaluator:
+  """The mean loss of a model over held-out rows.
+
+  Args:
+    model: the decoder.
+    mesh: over which rows are split.
+  """
+
+  def __init__(self, model: decoder.Decoder, mesh: jax.sharding.Mesh):
+    self._sharding = sharding.of_rows(mesh)
+
+    def sums(params: Any, carried: Any, batch: Any) -> Any:
+      return loss_sums(model, params, carried, batch, None, train=False)[:2]
+
+    self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
+
+  def __call__(
+    self, params: Any, carried: Any, batches: Iterable[rows_lib.Batch]
+  ) -> float:
+    """Nats per unit of weight over `batches`, which all processes make."""
+    share = slice(jax.process_index(), None, jax.process_count())
+    nats = weight = 0.0
+    for batch in batches:
+      batch = {name: x[share] for name, x in batch.items()}
+      placed = sharding.put_rows(batch, self._sharding)
+      loss, count = self._sums(params, carried, placed)
+      nats, weight = nats + float(loss), weight + float(count)
+    return nats / weight
+
+
+def make_task(
+  config: ModelConfig,
+  model: decoder.Decoder,
+  rows: Any,
+  length: int,
+  evaluate: Any,
+  **units: Any,
+) -> loop.Task:
+  """What the loop needs to train `model`.
+
+  Args:
+    config: of the run.
+    model: to train.
+    rows: what they are, by random access, as `PackedRows`.
+    length: tokens in a row.
+    evaluate: as of `loop.Task`.
+    **units: `loss_unit` and `loss_scale` as of `loop.Task`.
+
+  Returns:
+    The task.
+  """
+
+  def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
+    return loss_sums(model, params, carried, batch, rng, train=True)
+
+  example = jnp.zeros((1, min(length, 8)), jnp.int32)
+  return loop.Task(
+    init=lambda rng: model.init(rng, example),
+    loss=loss,
+    batches=rows_lib.batches(
+      rows,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    ),
+    evaluate=evaluate,
+    tokens_per_row=length,
+    **units,
+  )

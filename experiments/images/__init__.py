@@ -1,0 +1,1 @@
+"""Images, pixel by pixel, with any causal method."""
