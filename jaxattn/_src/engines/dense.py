@@ -13,6 +13,9 @@ from jaxattn._src import merge
 from jaxattn._src import relative as relative_lib
 from jaxattn._src.engines import linear_chunks
 
+# Query heads of a key head up to which a single query is attended from by sums.
+_FEW = 4
+
 
 def dense_attention(
   query: jax.Array,
@@ -60,48 +63,104 @@ def dense_attention(
   k_len, kv_heads = key.shape[-3:-1]
   mask.check(batch, q_len, k_len)
   scale = depth**-0.5 if scale is None else scale
-  group = heads // kv_heads
-  k, v = (
-    jnp.repeat(x.astype(jnp.float32), group, axis=-2) for x in (key, value)
-  )
-  scores = jnp.einsum(
-    "...tnh,...snh->...nts",
-    query.astype(jnp.float32),
-    k,
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  scores = scores * jnp.float32(scale)
+  allowed = mask.dense(q_len, k_len)
+  bias = None
   if relative is not None:
     relative.check(batch, q_len, k_len, heads)
-    scores = scores + jax.lax.broadcast_to_rank(
-      relative.scores(q_len, k_len), scores.ndim
-    )
-  allowed = jax.lax.broadcast_to_rank(mask.dense(q_len, k_len), scores.ndim)
+    bias = relative.scores(q_len, k_len)
   if pattern is not None:
     count = _pattern_count(pattern, q_len, k_len, heads)
     allowed = allowed & jax.lax.broadcast_to_rank(
-      jnp.asarray(count > 0), scores.ndim
+      jnp.asarray(count > 0), allowed.ndim
     )
     if count.max(initial=0) > 1:
       weight = jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
-      scores = scores + jax.lax.broadcast_to_rank(weight, scores.ndim)
-  scores = jnp.where(allowed, scores, -jnp.inf)
-  top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
+      bias = weight if bias is None else bias + weight
+  arrays = [x.astype(jnp.float32) for x in (query, key, value)]
+  few = q_len == 1 and heads // kv_heads <= _FEW
+  attend = _one_query if few else _all_queries
+  out, lse = attend(*arrays, scale, bias, allowed)
+  if return_lse:
+    return merge.Partial(out, lse)
+  return out.astype(query.dtype)
+
+
+def _all_queries(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scale: float,
+  bias: jax.Array | None,
+  allowed: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Output `[*B, T, N, V]`, lse `[*B, T, N]`; scores are `[*B, N, T, S]`."""
+  group = query.shape[-2] // key.shape[-2]
+  k, v = (jnp.repeat(x, group, axis=-2) for x in (key, value))
+  scores = jnp.einsum(
+    "...tnh,...snh->...nts", query, k, precision=jax.lax.Precision.HIGHEST
+  )
+  scores = _masked(scores * jnp.float32(scale), bias, allowed)
+  weights, lse = _softmax(scores, axis=-1)
+  out = jnp.einsum(
+    "...nts,...snv->...tnv", weights, v, precision=jax.lax.Precision.HIGHEST
+  )
+  return out, jnp.swapaxes(lse[..., 0], -1, -2)
+
+
+def _one_query(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scale: float,
+  bias: jax.Array | None,
+  allowed: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """The same of one query, as in decoding, with scores `[*B, S, N]`.
+
+  Sums of products in the order in which a cache lies: a matrix product would
+  turn the whole cache around first.
+  """
+  heads, kv_heads = query.shape[-2], key.shape[-2]
+  groups = range(heads // kv_heads)
+  # One group of heads after another: with an axis for them XLA:CPU takes ten
+  # times as long.
+  by_group = [query[..., g :: len(groups), :] for g in groups]
+  scores = jnp.stack([jnp.sum(q * key, axis=-1) for q in by_group], axis=-1)
+  scores = scores.reshape(*scores.shape[:-2], heads) * jnp.float32(scale)
+  bias, allowed = (
+    None if x is None else jnp.swapaxes(x[..., 0, :], -1, -2)
+    for x in (bias, allowed)
+  )
+  assert allowed is not None
+  weights, lse = _softmax(_masked(scores, bias, allowed), axis=-2)
+  out = jnp.stack(
+    [
+      jnp.sum(weights[..., g :: len(groups), None] * value, -3, keepdims=True)
+      for g in groups
+    ],
+    axis=-2,
+  )
+  return out.reshape(*out.shape[:-3], heads, out.shape[-1]), lse
+
+
+def _masked(
+  scores: jax.Array, bias: jax.Array | None, allowed: jax.Array
+) -> jax.Array:
+  if bias is not None:
+    scores = scores + jax.lax.broadcast_to_rank(bias, scores.ndim)
+  allowed = jax.lax.broadcast_to_rank(allowed, scores.ndim)
+  return jnp.where(allowed, scores, -jnp.inf)
+
+
+def _softmax(scores: jax.Array, *, axis: int) -> tuple[jax.Array, jax.Array]:
+  """Weights, and the log-sum-exp, with a row that sees nothing at zero."""
+  top = jnp.max(scores, axis=axis, keepdims=True, initial=-jnp.inf)
   top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0.0, top))
   weights = jnp.exp(scores - top)
-  total = jnp.sum(weights, axis=-1, keepdims=True)
+  total = jnp.sum(weights, axis=axis, keepdims=True)
   seen = total > 0
   total = jnp.where(seen, total, 1.0)
-  out = jnp.einsum(
-    "...nts,...snv->...tnv",
-    weights / total,
-    v,
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  if return_lse:
-    lse = jnp.where(seen, top + jnp.log(total), -jnp.inf)[..., 0]
-    return merge.Partial(out, jnp.swapaxes(lse, -1, -2))
-  return out.astype(query.dtype)
+  return weights / total, jnp.where(seen, top + jnp.log(total), -jnp.inf)
 
 
 def dense_linear_attention(
