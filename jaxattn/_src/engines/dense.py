@@ -1,5 +1,6 @@
 """Dense attention in float32: the oracles of softmax and linear methods."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,9 +13,6 @@ from jaxattn._src import masks
 from jaxattn._src import merge
 from jaxattn._src import relative as relative_lib
 from jaxattn._src.engines import linear_chunks
-
-# Query heads of a key head up to which a single query is attended from by sums.
-_FEW = 4
 
 
 def dense_attention(
@@ -77,8 +75,7 @@ def dense_attention(
       weight = jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
       bias = weight if bias is None else bias + weight
   arrays = [x.astype(jnp.float32) for x in (query, key, value)]
-  few = q_len == 1 and heads // kv_heads <= _FEW
-  attend = _one_query if few else _all_queries
+  attend = _one_query if q_len == 1 else _all_queries
   out, lse = attend(*arrays, scale, bias, allowed)
   if return_lse:
     return merge.Partial(out, lse)
@@ -115,32 +112,26 @@ def _one_query(
   bias: jax.Array | None,
   allowed: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """The same of one query, as in decoding, with scores `[*B, S, N]`.
+  """The same of one query, as in decoding; scores are `[*B, S, N]`.
 
-  Sums of products in the order in which a cache lies: a matrix product would
-  turn the whole cache around first.
+  In the order in which a cache lies, the whole of which XLA:CPU would otherwise
+  turn around first.
   """
   heads, kv_heads = query.shape[-2], key.shape[-2]
-  groups = range(heads // kv_heads)
-  # One group of heads after another: with an axis for them XLA:CPU takes ten
-  # times as long.
-  by_group = [query[..., g :: len(groups), :] for g in groups]
-  scores = jnp.stack([jnp.sum(q * key, axis=-1) for q in by_group], axis=-1)
-  scores = scores.reshape(*scores.shape[:-2], heads) * jnp.float32(scale)
+  grouped = (kv_heads, heads // kv_heads)
+  product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  one = query[..., 0, :, :].reshape(*query.shape[:-3], *grouped, -1)
+  scores = product("...kgh,...skh->...skg", one, key) * jnp.float32(scale)
+  scores = scores.reshape(*scores.shape[:-2], heads)
   bias, allowed = (
     None if x is None else jnp.swapaxes(x[..., 0, :], -1, -2)
     for x in (bias, allowed)
   )
   assert allowed is not None
   weights, lse = _softmax(_masked(scores, bias, allowed), axis=-2)
-  out = jnp.stack(
-    [
-      jnp.sum(weights[..., g :: len(groups), None] * value, -3, keepdims=True)
-      for g in groups
-    ],
-    axis=-2,
-  )
-  return out.reshape(*out.shape[:-3], heads, out.shape[-1]), lse
+  weights = weights.reshape(*weights.shape[:-1], *grouped)
+  out = product("...skg,...skv->...kgv", weights, value)
+  return out.reshape(*query.shape[:-1], value.shape[-1]), lse
 
 
 def _masked(
