@@ -74,9 +74,9 @@ def dense_attention(
     if count.max(initial=0) > 1:
       weight = jnp.log(jnp.maximum(count, 1).astype(jnp.float32))
       bias = weight if bias is None else bias + weight
-  arrays = [x.astype(jnp.float32) for x in (query, key, value)]
+  q, k, v = (x.astype(jnp.float32) for x in (query, key, value))
   attend = _one_query if q_len == 1 else _all_queries
-  out, lse = attend(*arrays, scale, bias, allowed)
+  out, lse = attend(q, k, v, scale, bias, allowed)
   if return_lse:
     return merge.Partial(out, lse)
   return out.astype(query.dtype)
@@ -123,11 +123,9 @@ def _one_query(
   one = query[..., 0, :, :].reshape(*query.shape[:-3], *grouped, -1)
   scores = product("...kgh,...skh->...skg", one, key) * jnp.float32(scale)
   scores = scores.reshape(*scores.shape[:-2], heads)
-  bias, allowed = (
-    None if x is None else jnp.swapaxes(x[..., 0, :], -1, -2)
-    for x in (bias, allowed)
-  )
-  assert allowed is not None
+  allowed = jnp.swapaxes(allowed[..., 0, :], -1, -2)
+  if bias is not None:
+    bias = jnp.swapaxes(bias[..., 0, :], -1, -2)
   weights, lse = _softmax(_masked(scores, bias, allowed), axis=-2)
   weights = weights.reshape(*weights.shape[:-1], *grouped)
   out = product("...skg,...skv->...kgv", weights, value)
