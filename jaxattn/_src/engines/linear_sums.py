@@ -10,6 +10,10 @@ from jaxattn._src import dispatch
 from jaxattn._src.engines import linear_chunks as chunks
 from jaxattn._src.engines import linear_layout as layout_lib
 
+# A token counts for so many numbers at least, so that few heads with few
+# features are taken in parts too.
+_LEAST_NUMBERS = 2048
+
 
 def attend(
   feature_map: Any,
@@ -37,7 +41,8 @@ def attend(
     `[B, T, N, V]` float32.
   """
   size = jax.eval_shape(chunks.features, feature_map, key).values.shape[-1]
-  tokens = dispatch.score_budget() // (query.shape[0] * query.shape[2] * size)
+  numbers = query.shape[0] * query.shape[2] * size  # Features of a token.
+  tokens = dispatch.score_budget() // max(_LEAST_NUMBERS, numbers)
   layouts = [
     layout_lib.Layout(n, min(n, max(64, tokens)))
     for n in (query.shape[1], key.shape[1])
