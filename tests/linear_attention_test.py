@@ -1,5 +1,6 @@
 """The linear engine: quadratic, chunked and recurrent forms agree."""
 
+import dataclasses
 import functools
 
 import chex
@@ -288,6 +289,29 @@ def test_what_does_not_fit_is_named(change, error):
   q, k, v, _ = _draw(5, 5)
   with pytest.raises(ValueError, match=error):
     jaxattn.linear_attention(q, k, v, **change)
+
+
+@pytest.mark.parametrize("rows", [(2, 1), (1, 3), (1, 1)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_broadcast_over_any_batch_axis(causal, rows):
+  """Fields with axes of size 1, where there are two batch axes."""
+  rng = np.random.default_rng(0)
+  q, k, v = jax.random.normal(jax.random.key(2), (3, 2, 3, 9, 2, 4))
+  ids = jnp.asarray(np.sort(rng.integers(0, 2, (*rows, 9))))
+  mask = jaxattn.Mask(
+    causal=causal,
+    key_valid=jnp.asarray(rng.random((*rows, 9)) < 0.7),
+    query_valid=jnp.asarray(rng.random((*rows, 9)) < 0.7),
+    query_segment_ids=ids,
+    key_segment_ids=ids,
+  )
+  for one in (
+    mask,
+    dataclasses.replace(mask, query_segment_ids=None, key_segment_ids=None),
+  ):
+    got = jaxattn.linear_attention(q, k, v, mask=one, chunk=4)
+    want = jaxattn.dense_linear_attention(q, k, v, mask=one)
+    assert_close(got, want, 1e-5)
 
 
 def test_pallas_and_positions_are_refused():

@@ -88,12 +88,8 @@ def linear_attention(
     raise ValueError(f"chunk must be positive, got {chunk}.")
   feature_map = as_map(feature_map, key)
   q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-  ids = chunks.Ids(
-    *(
-      None if x is None else x.reshape(-1, x.shape[-1])
-      for x in (mask.key_valid, mask.query_segment_ids, mask.key_segment_ids)
-    )
-  )
+  fields = (mask.key_valid, mask.query_segment_ids, mask.key_segment_ids)
+  ids = chunks.Ids(*(_flat(x, batch) for x in fields))
   if ids.key_segment is not None:
     out = linear_order.attend(mask.causal, chunk, feature_map, q, k, v, ids)
   elif mask.causal:
@@ -242,6 +238,15 @@ def as_map(feature_map: Any, key: jax.Array) -> Any:
       + ("." if scale is None else f" and {scale.shape}.")
     )
   return feature_map
+
+
+def _flat(x: jax.Array | None, batch: tuple[int, ...]) -> jax.Array | None:
+  """A field of a mask with one batch axis, of size 1 if it serves all rows."""
+  if x is None:
+    return None
+  if any(size > 1 for size in x.shape[:-1]):
+    x = jnp.broadcast_to(x, (*batch, x.shape[-1]))
+  return x.reshape(-1, x.shape[-1])
 
 
 def _aligned(
