@@ -12,9 +12,16 @@ from jaxattn._src.chunked import map_tokens as map_tokens
 from jaxattn._src.dense_method import Dense as Dense
 from jaxattn._src.dense_method import dense as dense
 from jaxattn._src.engines.block_sparse import block_sparse as block_sparse
+from jaxattn._src.engines.bucketed import (
+  bucketed_attention as bucketed_attention,
+)
+from jaxattn._src.engines.bucketed import Reach as Reach
 from jaxattn._src.engines.dense import dense_attention as dense_attention
 from jaxattn._src.engines.dense import (
   dense_linear_attention as dense_linear_attention,
+)
+from jaxattn._src.engines.gathered import (
+  gathered_attention as gathered_attention,
 )
 from jaxattn._src.engines.linear import linear_attention as linear_attention
 from jaxattn._src.engines.linear import linear_extend as linear_extend
@@ -106,12 +113,14 @@ __all__ = [
   "Mask",
   "Partial",
   "Performer",
+  "Reach",
   "Relative",
   "SlidingWindow",
   "SparseTransformer",
   "Synthesizer",
   "bigbird",
   "block_sparse",
+  "bucketed_attention",
   "convolve_tokens",
   "dense",
   "dense_attention",
@@ -127,6 +136,7 @@ __all__ = [
   "factorized_dense_logits",
   "feature_maps",
   "generalized_features",
+  "gathered_attention",
   "global_attention",
   "global_positions",
   "hyperbolic_features",

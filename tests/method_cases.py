@@ -30,6 +30,8 @@ class Case:
     edges: maps `i [T, 1]` and `j [1, S]` to bools `[T, S]` or `[N, T, S]`.
     whole_array: whether the edges depend on the length of the array, so that a
       row is not what it is inside a longer one, and T must be S.
+    self_only: whether queries are keys, so that T must be S.
+    self_last: whether a token attends to itself only if it has nothing else.
     one_head: the method that stands for this one where there is one head and
       up to 8192 tokens, if its options count heads or bound the length.
     convex: whether every row is a convex combination of values, or zero.
@@ -42,6 +44,8 @@ class Case:
   method: Any
   edges: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
   whole_array: bool = False
+  self_only: bool = False
+  self_last: bool = False
   one_head: Any = None
   convex: bool = True
   inert: tuple[str, ...] = ()
