@@ -56,6 +56,10 @@ from jaxattn._src.linformer import linformer as linformer
 from jaxattn._src.linformer import linformer_attention as linformer_attention
 from jaxattn._src.longformer import Longformer as Longformer
 from jaxattn._src.longformer import longformer as longformer
+from jaxattn._src.lsh import bucket_factors as bucket_factors
+from jaxattn._src.lsh import draw_rotations as draw_rotations
+from jaxattn._src.lsh import hash_buckets as hash_buckets
+from jaxattn._src.lsh import lsh_attention as lsh_attention
 from jaxattn._src.masks import CAUSAL as CAUSAL
 from jaxattn._src.masks import FULL as FULL
 from jaxattn._src.masks import Mask as Mask
@@ -64,6 +68,8 @@ from jaxattn._src.merge import merge as merge
 from jaxattn._src.merge import Partial as Partial
 from jaxattn._src.performer import Performer as Performer
 from jaxattn._src.performer import performer as performer
+from jaxattn._src.reformer import Reformer as Reformer
+from jaxattn._src.reformer import reformer as reformer
 from jaxattn._src.relative import Relative as Relative
 from jaxattn._src.reversible import reversible_residuals as reversible_residuals
 from jaxattn._src.sliding_window import sliding_window as sliding_window
@@ -114,18 +120,21 @@ __all__ = [
   "Partial",
   "Performer",
   "Reach",
+  "Reformer",
   "Relative",
   "SlidingWindow",
   "SparseTransformer",
   "Synthesizer",
   "bigbird",
   "block_sparse",
+  "bucket_factors",
   "bucketed_attention",
   "convolve_tokens",
   "dense",
   "dense_attention",
   "dense_linear_attention",
   "draw_projection",
+  "draw_rotations",
   "draw_token_projection",
   "etc",
   "etc_attention",
@@ -139,6 +148,7 @@ __all__ = [
   "gathered_attention",
   "global_attention",
   "global_positions",
+  "hash_buckets",
   "hyperbolic_features",
   "interleave",
   "linear_attention",
@@ -148,6 +158,7 @@ __all__ = [
   "linformer",
   "linformer_attention",
   "longformer",
+  "lsh_attention",
   "map_tokens",
   "merge",
   "packed",
@@ -157,6 +168,7 @@ __all__ = [
   "positions",
   "positive_features",
   "project_tokens",
+  "reformer",
   "reversible_residuals",
   "sliding_window",
   "sparse_transformer",

@@ -37,6 +37,7 @@ class Case:
     convex: whether every row is a convex combination of values, or zero.
     inert: which of "query" and "key" have no influence, by design.
     sums: whether its cache holds sums over tokens, which are float32.
+    keeps_all: whether its cache holds all tokens although time is linear.
     variant: whether it is one of a method that stands here already, and runs
       among the slow tests.
   """
@@ -50,6 +51,7 @@ class Case:
   convex: bool = True
   inert: tuple[str, ...] = ()
   sums: bool = False
+  keeps_all: bool = False
   variant: bool = False
 
 
@@ -177,6 +179,22 @@ METHODS = {
     one_head=jaxattn.synthesizer(
       max_length=8192, parts=("factorized_random", "dense", "dot_product")
     ),
+  ),
+  "reformer": Case(
+    jaxattn.reformer(rounds=2, chunk=8, num_buckets=6),
+    self_only=True,
+    self_last=True,
+    inert=("key",),
+    one_head=jaxattn.reformer(rounds=2, num_buckets=(8, 8)),
+  ),
+  "reformer_strict": Case(
+    jaxattn.reformer(chunk=6, num_buckets=(2, 4), strict=True),
+    self_only=True,
+    self_last=True,
+    inert=("key",),
+    keeps_all=True,
+    one_head=jaxattn.reformer(num_buckets=(8, 8), strict=True),
+    variant=True,
   ),
 }
 

@@ -150,7 +150,7 @@ def test_one_trace_for_all_steps(name):
 
 @for_every
 def test_cache_is_abstract_keeps_dtype_and_fits_the_method(name):
-  """A linear-time method decodes in constant memory, whatever the length."""
+  """A linear-time method decodes in constant memory, unless it says so."""
   if not _decodes(name):
     return
   method, bytes_of = METHODS[name].method, []
@@ -166,7 +166,8 @@ def test_cache_is_abstract_keeps_dtype_and_fits_the_method(name):
     leaves = jax.tree.leaves(cache)
     bytes_of.append(sum(x.size * x.dtype.itemsize for x in leaves))
   grown = bytes_of[1] / bytes_of[0]
-  assert grown == 1 if method.time_exponent <= 1 else grown <= 2
+  constant = method.time_exponent <= 1 and not METHODS[name].keeps_all
+  assert grown == 1 if constant else grown <= 2
 
 
 @for_every

@@ -53,8 +53,27 @@ def write(
     The cache with the valid tokens written and the lengths grown. Of more new
     tokens than there are slots the leading and the last ones are kept.
   """
-  size, new = cache["key"].shape[-3], key.shape[-3]
-  length = cache["length"]
+  return append(cache, {"key": key, "value": value}, key_valid, leading=leading)
+
+
+def append(
+  cache: dict[str, jax.Array],
+  tokens: dict[str, jax.Array],
+  key_valid: jax.Array | None,
+  *,
+  leading: int = 0,
+) -> dict[str, jax.Array]:
+  """As `write`, for any arrays `[*B, size, heads, ...]` beside `length`.
+
+  Args:
+    cache: `length [*B]` and the arrays, all of one size.
+    tokens: for every array of the cache the new tokens `[*B, n, heads, ...]`.
+    key_valid: `[*B, n]` bool, a prefix of each row, or None for all.
+    leading: how many tokens of a row are never overwritten.
+  """
+  length, first = cache["length"], next(iter(tokens))
+  size = cache[first].shape[length.ndim]
+  new = tokens[first].shape[length.ndim]
   count = jnp.full_like(length, new)
   if key_valid is not None:
     count = jnp.sum(key_valid, axis=-1, dtype=jnp.int32)
@@ -64,21 +83,18 @@ def write(
   last = offset >= count[..., None] - (size - leading)
   kept = (offset < count[..., None]) & (last | (position < leading))
   slot = jnp.where(kept, slots(position, size, leading), size)
+  slot = slot.reshape(-1, new)
 
   def put(kept_rows: jax.Array, rows: jax.Array) -> jax.Array:
-    flat = kept_rows.reshape(-1, *kept_rows.shape[-3:])
-    rows = rows.reshape(-1, *rows.shape[-3:]).astype(kept_rows.dtype)
-    slots = slot.reshape(-1, new)
+    flat = kept_rows.reshape(-1, *kept_rows.shape[length.ndim :])
+    rows = rows.reshape(-1, *rows.shape[length.ndim :]).astype(kept_rows.dtype)
     flat = jax.vmap(lambda c, s, x: c.at[s].set(x, mode="drop"))(
-      flat, slots, rows
+      flat, slot, rows
     )
     return flat.reshape(kept_rows.shape)
 
-  return {
-    "key": put(cache["key"], key),
-    "value": put(cache["value"], value),
-    "length": length + count,
-  }
+  grown = {name: put(cache[name], rows) for name, rows in tokens.items()}
+  return grown | {"length": length + count}
 
 
 def slots(position: jax.Array, size: int, leading: int = 0) -> jax.Array:
