@@ -42,7 +42,8 @@ _MAX_GIB = flags.DEFINE_float(
 _OUTPUT = flags.DEFINE_string("output", "", "Where results go, if elsewhere.")
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Makers = dict[str, Callable[[int], Attend]]  # Of the number of tokens.
+Maker = Callable[[int], Attend]  # Of the number of tokens.
+Makers = dict[str, Maker]
 _PASSES = ("forward", "forward+backward")
 _DENSE = ("dense, naive", "dense, jax.nn")
 

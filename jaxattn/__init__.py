@@ -72,6 +72,9 @@ from jaxattn._src.reformer import Reformer as Reformer
 from jaxattn._src.reformer import reformer as reformer
 from jaxattn._src.relative import Relative as Relative
 from jaxattn._src.reversible import reversible_residuals as reversible_residuals
+from jaxattn._src.routing import Routing as Routing
+from jaxattn._src.routing import routing as routing
+from jaxattn._src.routing import routing_attention as routing_attention
 from jaxattn._src.sliding_window import sliding_window as sliding_window
 from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
 from jaxattn._src.sparse_transformer import interleave as interleave
@@ -81,6 +84,8 @@ from jaxattn._src.sparse_transformer import (
 from jaxattn._src.sparse_transformer import (
   SparseTransformer as SparseTransformer,
 )
+from jaxattn._src.split_heads import split_heads as split_heads
+from jaxattn._src.split_heads import SplitHeads as SplitHeads
 from jaxattn._src.star import star_relay_attention as star_relay_attention
 from jaxattn._src.star import star_ring_attention as star_ring_attention
 from jaxattn._src.synthesizer import Synthesizer as Synthesizer
@@ -122,8 +127,10 @@ __all__ = [
   "Reach",
   "Reformer",
   "Relative",
+  "Routing",
   "SlidingWindow",
   "SparseTransformer",
+  "SplitHeads",
   "Synthesizer",
   "bigbird",
   "block_sparse",
@@ -170,8 +177,11 @@ __all__ = [
   "project_tokens",
   "reformer",
   "reversible_residuals",
+  "routing",
+  "routing_attention",
   "sliding_window",
   "sparse_transformer",
+  "split_heads",
   "star_relay_attention",
   "star_ring_attention",
   "synthesizer",

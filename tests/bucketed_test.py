@@ -152,7 +152,7 @@ def test_many_steps_equal_one(monkeypatch):
   want = _pull(qkv, groups, jaxattn.FULL, _cotangent(), reach=reach)
   for budget in (1, 5 * 4 * 12):
     monkeypatch.setattr(
-      "jaxattn._src.dispatch.score_budget", lambda budget=budget: budget
+      "jaxattn._src.dispatch.gathered_budget", lambda budget=budget: budget
     )
     jax.clear_caches()
     got = _pull(qkv, groups, jaxattn.FULL, _cotangent(), reach=reach)

@@ -74,7 +74,7 @@ def _naive(qkv, query_index, key_index, allowed):
 @pytest.mark.parametrize("budget", [1 << 20, 200])
 def test_equals_the_oracle(causal, budget, monkeypatch):
   """In value, lse and gradient, under a mask with every field set."""
-  monkeypatch.setattr("jaxattn._src.dispatch.score_budget", lambda: budget)
+  monkeypatch.setattr("jaxattn._src.dispatch.gathered_budget", lambda: budget)
   qkv, mask = _draw(), _mask(causal)
   lists = _index(T, 7, 3), _index(S, 5, 4)
   allowed = jnp.broadcast_to(mask.dense(T, S), (B, N, T, S))

@@ -196,6 +196,29 @@ METHODS = {
     one_head=jaxattn.reformer(num_buckets=(8, 8), strict=True),
     variant=True,
   ),
+  "routing": Case(
+    jaxattn.routing(num_clusters=4, window=12),
+    one_head=jaxattn.routing(num_clusters=16, window=128),
+  ),
+  "routing_nearest": Case(
+    jaxattn.routing(num_clusters=4, window=6, mode="nearest"),
+    self_only=True,
+    self_last=True,
+    inert=("key",),
+    keeps_all=True,
+    one_head=jaxattn.routing(num_clusters=8, window=64, mode="nearest"),
+    variant=True,
+  ),
+  "routing_and_local": Case(
+    jaxattn.split_heads(
+      (jaxattn.routing(num_clusters=3, window=16), 2),
+      (jaxattn.sliding_window(left=5, right=5), 2),
+    ),
+    one_head=jaxattn.split_heads(
+      (jaxattn.routing(num_clusters=16, window=64), 1)
+    ),
+    variant=True,
+  ),
 }
 
 for_every = pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def score_budget() -> int:
   return _SCORE_BUDGET.get(jax.default_backend(), 1 << 20)
 
 
+# The same for engines whose tiles are gathered or joined first, so that a step
+# holds them beside its scores.
+_GATHERED_BUDGET = {"cpu": 1 << 18, "gpu": 1 << 25, "tpu": 1 << 24}
+
+
+def gathered_budget() -> int:
+  """Scores that an engine of gathered tiles holds at a time."""
+  return _GATHERED_BUDGET.get(jax.default_backend(), 1 << 18)
+
+
 # Tokens in a chunk of causal linear attention. CPU: what keeps features and
 # products in the cache; GPU and TPU: fewer steps, each filling the device.
 _LINEAR_CHUNK = {"cpu": 64, "gpu": 128, "tpu": 128}

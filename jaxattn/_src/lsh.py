@@ -245,24 +245,24 @@ def lsh_attention(
     scale=scale,
     implementation=implementation,
   )
-  there = _there(mask, found.lse.ndim)
-  return or_self(found.out, found.lse, wide, there).astype(query_key.dtype)
+  present = there(mask, found.lse.ndim)
+  return or_self(found.out, found.lse, wide, present).astype(query_key.dtype)
 
 
 def or_self(
-  out: jax.Array, lse: jax.Array, value: jax.Array, there: jax.Array | None
+  out: jax.Array, lse: jax.Array, value: jax.Array, present: jax.Array | None
 ) -> jax.Array:
   """The own value in rows that see nothing else and are there."""
   alone = jnp.isneginf(lse)
-  if there is not None:
-    alone = alone & there
+  if present is not None:
+    alone = alone & present
   return jnp.where(alone[..., None], value.astype(out.dtype), out)
 
 
-def _there(mask: masks.Mask, ndim: int) -> jax.Array | None:
+def there(mask: masks.Mask, ndim: int) -> jax.Array | None:
   """Whether tokens are there, `[*B, T, 1]`; None if all are."""
   valid = [x for x in (mask.key_valid, mask.query_valid) if x is not None]
   if not valid:
     return None
-  there = valid[0] if len(valid) == 1 else valid[0] & valid[1]
-  return jax.lax.broadcast_to_rank(there, ndim - 1)[..., None]
+  both = valid[0] if len(valid) == 1 else valid[0] & valid[1]
+  return jax.lax.broadcast_to_rank(both, ndim - 1)[..., None]

@@ -101,7 +101,7 @@ def bucketed_attention(
       depth**-0.5 if scale is None else float(scale),
       dispatch.precision(query.dtype),
     ),
-    budget=dispatch.score_budget(),
+    budget=dispatch.gathered_budget(),
   )
   ids = bucketed_order.ids_of(mask, batch, length)
   groups = groups.astype(jnp.int32).reshape(-1, rows, length, heads)

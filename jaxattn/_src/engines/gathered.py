@@ -90,7 +90,7 @@ def gathered_attention(
       depth**-0.5 if scale is None else float(scale),
       dispatch.precision(query.dtype),
     ),
-    budget=dispatch.score_budget(),
+    budget=dispatch.gathered_budget(),
   )
   names = (("query", query_index, q_len), ("key", key_index, k_len))
   sides = (_side(mask, name, index, n, batch) for name, index, n in names)
