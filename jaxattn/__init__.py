@@ -75,6 +75,9 @@ from jaxattn._src.reversible import reversible_residuals as reversible_residuals
 from jaxattn._src.routing import Routing as Routing
 from jaxattn._src.routing import routing as routing
 from jaxattn._src.routing import routing_attention as routing_attention
+from jaxattn._src.sinkhorn import Sinkhorn as Sinkhorn
+from jaxattn._src.sinkhorn import sinkhorn as sinkhorn
+from jaxattn._src.sinkhorn_sorting import sinkhorn_balance as sinkhorn_balance
 from jaxattn._src.sliding_window import sliding_window as sliding_window
 from jaxattn._src.sliding_window import SlidingWindow as SlidingWindow
 from jaxattn._src.sparse_transformer import interleave as interleave
@@ -128,6 +131,7 @@ __all__ = [
   "Reformer",
   "Relative",
   "Routing",
+  "Sinkhorn",
   "SlidingWindow",
   "SparseTransformer",
   "SplitHeads",
@@ -179,6 +183,8 @@ __all__ = [
   "reversible_residuals",
   "routing",
   "routing_attention",
+  "sinkhorn",
+  "sinkhorn_balance",
   "sliding_window",
   "sparse_transformer",
   "split_heads",

@@ -196,6 +196,32 @@ METHODS = {
     one_head=jaxattn.reformer(num_buckets=(8, 8), strict=True),
     variant=True,
   ),
+  "sinkhorn": Case(
+    jaxattn.sinkhorn(max_length=48, block=6),
+    self_only=True,
+    sums=True,
+    one_head=jaxattn.sinkhorn(max_length=8192, hidden=16),
+    convex=False,
+  ),
+  "sinkhorn_per_head": Case(
+    jaxattn.sinkhorn(
+      max_length=48, block=6, networks="per_head", mixture=True, iterations=3
+    ),
+    self_only=True,
+    sums=True,
+    one_head=jaxattn.sinkhorn(
+      max_length=8192, networks="per_head", mixture=True
+    ),
+    convex=False,
+    variant=True,
+  ),
+  "sinkhorn_cut": Case(
+    jaxattn.sinkhorn(max_length=48, block=6, cut=2),
+    self_only=True,
+    one_head=jaxattn.sinkhorn(max_length=8192, cut=4),
+    convex=False,
+    variant=True,
+  ),
   "routing": Case(
     jaxattn.routing(num_clusters=4, window=12),
     one_head=jaxattn.routing(num_clusters=16, window=128),
