@@ -70,7 +70,15 @@ class AttentionMethod(Protocol):
     memory_exponent: growth of temporary memory with length.
 
   A method may also have `shared_params`, True if the layers of a model have its
-  parameters and state together, and `max_length`, the most tokens of a row.
+  parameters and state together; `max_length`, the most tokens of a row;
+  `shares_query_key`, True if it attends with its queries as keys, so that
+  layers make no keys and pass the queries twice; and
+
+      select(params, state, query, key, *, mask, rng, train) -> selection
+
+  which gives what it would choose by the data, as integer arrays, for the
+  keyword `selection` of `apply`: what is computed a second time, as in
+  reversible layers, then rests on the same choice.
 
   Example:
     >>> import jaxattn

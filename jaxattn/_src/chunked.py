@@ -1,17 +1,18 @@
 """Functions of single tokens, computed some tokens at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
 def map_tokens(
-  function: Callable[[jax.Array], jax.Array],
-  x: jax.Array,
+  function: Callable[..., Any],
+  x: Any,
   *,
   chunk: int,
-) -> jax.Array:
+) -> Any:
   """Applies a function of single tokens to a part of them at a time.
 
   What it computes in between, such as the wide layer of a feed-forward, exists
@@ -20,7 +21,8 @@ def map_tokens(
 
   Args:
     function: from `[*B, n, D]` to `[*B, n, E]`, a token from its own alone.
-    x: `[*B, T, D]`.
+    x: `[*B, T, D]`, or a pytree of such arrays, which the function takes as
+      one; `*B` and `T` are alike in all of them.
     chunk: tokens at a time.
 
   Returns:
@@ -39,16 +41,28 @@ def map_tokens(
   """
   if chunk < 1:
     raise ValueError(f"chunk must be positive, got {chunk}.")
-  if x.ndim < 2:
-    raise ValueError(f"x must be [*B, T, D], got {x.shape}.")
-  length = x.shape[-2]
+  leaves = jax.tree.leaves(x)
+  if not leaves or any(leaf.ndim < 2 for leaf in leaves):
+    raise ValueError(
+      f"x must be [*B, T, D], got {[leaf.shape for leaf in leaves]}."
+    )
+  lengths = {leaf.shape[-2] for leaf in leaves}
+  if len(lengths) > 1:
+    raise ValueError(f"arrays of x must have one length, got {lengths}.")
+  length = lengths.pop()
   if chunk >= length:
     return function(x)
-  filled = [(0, 0)] * (x.ndim - 2) + [(0, -length % chunk), (0, 0)]
-  parts = jnp.pad(x, filled)
-  parts = parts.reshape(*x.shape[:-2], -1, chunk, x.shape[-1])
-  parts = jnp.moveaxis(parts, -3, 0)
-  out = jax.lax.map(jax.checkpoint(function, prevent_cse=False), parts)
-  out = jnp.moveaxis(out, 0, -3)
-  out = out.reshape(*out.shape[:-3], -1, out.shape[-1])
-  return out[..., :length, :]
+
+  def cut(x: jax.Array) -> jax.Array:
+    filled = [(0, 0)] * (x.ndim - 2) + [(0, -length % chunk), (0, 0)]
+    parts = jnp.pad(x, filled)
+    parts = parts.reshape(*x.shape[:-2], -1, chunk, x.shape[-1])
+    return jnp.moveaxis(parts, -3, 0)
+
+  def joined(out: jax.Array) -> jax.Array:
+    out = jnp.moveaxis(out, 0, -3)
+    out = out.reshape(*out.shape[:-3], -1, out.shape[-1])
+    return out[..., :length, :]
+
+  body = jax.checkpoint(function, prevent_cse=False)
+  return jax.tree.map(joined, jax.lax.map(body, jax.tree.map(cut, x)))

@@ -27,7 +27,9 @@ def reversible_residuals(
   params: Sequence[Any],
   x1: jax.Array,
   x2: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+  *,
+  return_saved: bool = False,
+) -> Any:
   """Adds branches to two streams in turn, with constant activation memory.
 
   The first branch adds to `x1` what it makes of `x2`, the second one adds to
@@ -47,9 +49,13 @@ def reversible_residuals(
       gradient.
     x1: float32 `[...]`.
     x2: float32 of the same shape.
+    return_saved: whether to return what the branches saved in the forward pass
+      too, as what moves with it, such as the state of a method, may be part of
+      it. It has no gradient.
 
   Returns:
-    Both streams after all branches.
+    Both streams after all branches; with `return_saved` a third one, a tuple of
+    what each branch saved.
 
   Raises:
     ValueError: if streams are not float32 of one shape, or a branch lacks its
@@ -80,7 +86,10 @@ def reversible_residuals(
       )
   if x1.shape != x2.shape:
     raise ValueError(f"x1 and x2 must agree, got {x1.shape} and {x2.shape}.")
-  return _run(tuple(branches), tuple(params), x1, x2)
+  y1, y2, saved = _run(tuple(branches), tuple(params), x1, x2)
+  if not return_saved:
+    return y1, y2
+  return y1, y2, jax.lax.stop_gradient(saved)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -89,7 +98,7 @@ def _run(
   params: tuple[Any, ...],
   x1: jax.Array,
   x2: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Any]:
   return _forward(branches, params, x1, x2)[0]
 
 
@@ -105,12 +114,12 @@ def _forward(
     streams[i % 2] = streams[i % 2] + delta.astype(jnp.float32)
     kept.append(jax.lax.stop_gradient(saved))
   out = (streams[0], streams[1])
-  return out, (params, out, kept)
+  return (*out, tuple(kept)), (params, out, kept)
 
 
 def _backward(branches: tuple[Branch, ...], rest: Any, cotangent: Any) -> Any:
   params, streams, kept = rest
-  streams, slopes = list(streams), list(cotangent)
+  streams, slopes = list(streams), list(cotangent[:2])
   of_params: list[Any] = [None] * len(branches)
   for i in reversed(range(len(branches))):
     to, source = i % 2, 1 - i % 2

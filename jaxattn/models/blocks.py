@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxattn._src import base
+from jaxattn._src import chunked
 from jaxattn._src import masks
 from jaxattn.models.layers import cross
 from jaxattn.nn import linen as layers
+from jaxattn.nn import mixing
 
 Remat = Literal["none", "full", "dots"]
 Norm = Literal["pre", "post"]
@@ -56,6 +58,9 @@ def check_config(cfg: Any, positions: tuple[str, ...]) -> None:
       raise ValueError(
         f"{name} must be one of {allowed}, got {getattr(cfg, name)!r}."
       )
+  chunk = getattr(cfg, "mlp_chunk", None)
+  if chunk is not None and chunk < 1:
+    raise ValueError(f"mlp_chunk must be positive or None, got {chunk}.")
   if not 0.0 <= cfg.dropout < 1.0:
     raise ValueError(f"dropout must be in [0, 1), got {cfg.dropout}.")
 
@@ -141,29 +146,100 @@ class Block(nn.Module, kw_only=True):
     **extra: Any,
   ) -> jax.Array:
     """Maps `[B, T, D]` to `[B, T, D]`; arguments as of the attentions."""
+    for name in self.branches:
+      added, _ = self.branch(
+        name,
+        x,
+        mask=mask,
+        positions=positions,
+        train=train,
+        decode=decode,
+        context=context,
+        context_mask=context_mask,
+        **extra,
+      )
+      x = x + added
+      if self.cfg.norm == "post":
+        x = self._norm(name)(x)
+    return x
 
-    def mix(x: jax.Array) -> jax.Array:
-      return self.attention(
+  @property
+  def branches(self) -> tuple[str, ...]:
+    """What the block adds, in this order."""
+    cross = ("cross",) if self.cfg.cross_attention else ()
+    return ("attention", *cross, "mlp")
+
+  def branch(
+    self,
+    name: str,
+    x: jax.Array,
+    *,
+    mask: masks.Mask,
+    positions: jax.Array | None,
+    train: bool,
+    decode: bool = False,
+    context: jax.Array | None = None,
+    context_mask: masks.Mask = masks.FULL,
+    selection: Any = None,
+    **extra: Any,
+  ) -> tuple[jax.Array, Any]:
+    """What a branch adds to the residual stream `x`, and what it selected.
+
+    Args:
+      name: of `branches`.
+      x: `[B, T, D]`.
+      mask: as of the attention.
+      positions: as of the attention.
+      train: whether dropout and the state of the method are active.
+      decode: as of the attention.
+      context: of cross-attention.
+      context_mask: of cross-attention.
+      selection: what the method chose before, to be taken again.
+      **extra: further arguments of the attention.
+
+    Returns:
+      `[B, T, D]`, and the method's choice, None if it makes none.
+    """
+    if self.cfg.norm == "pre":
+      x = self._norm(name)(x)
+    if name == "attention":
+      if mixing.selects(self.method) and not decode:
+        extra |= {"selection": selection, "return_selection": True}
+      out = self.attention(
         x, mask=mask, positions=positions, train=train, decode=decode, **extra
       )
+      out, selection = out if isinstance(out, tuple) else (out, None)
+    elif name == "cross":
+      out = self.cross(x, context=context, mask=context_mask)
+    else:
+      out = self._feed(x)
+    return self.drop(out, deterministic=not train), selection
 
-    def feed(x: jax.Array) -> jax.Array:
-      return self.mlp_out(ACTIVATIONS[self.cfg.activation](self.mlp_in(x)))
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return {
+      "attention": self.attention_norm,
+      "cross": getattr(self, "cross_norm", None),
+      "mlp": self.mlp_norm,
+    }[name]
 
-    x = self._add(x, mix, self.attention_norm, train)
-    if self.cfg.cross_attention:
-      look = functools.partial(self.cross, context=context, mask=context_mask)
-      x = self._add(x, look, self.cross_norm, train)
-    return self._add(x, feed, self.mlp_norm, train)
+  def _feed(self, x: jax.Array) -> jax.Array:
+    """The feed-forward layers, of some tokens at a time where asked."""
+    activation = ACTIVATIONS[self.cfg.activation]
+    chunk = getattr(self.cfg, "mlp_chunk", None)
+    if chunk is None or self.is_initializing():
+      return self.mlp_out(activation(self.mlp_in(x)))
+    # Without bonds to this module, as transformations ask.
+    first, second = (
+      functools.partial(m.clone(parent=None).apply, m.variables)
+      for m in (self.mlp_in, self.mlp_out)
+    )
+    return chunked.map_tokens(
+      lambda x: second(activation(first(x))), x, chunk=chunk
+    )
 
   def make_attention(self, **options: Any) -> layers.Attention:
     """The layer that mixes tokens."""
     return layers.Attention(method=self.method, **options)
-
-  def _add(self, x: jax.Array, branch: Any, norm: Any, train: bool) -> Any:
-    if self.cfg.norm == "pre":
-      return x + self.drop(branch(norm(x)), deterministic=not train)
-    return norm(x + self.drop(branch(x), deterministic=not train))
 
 
 def remat(block: Any, policy: Remat) -> Any:
@@ -189,16 +265,27 @@ def scales_embeddings(cfg: Any) -> bool:
 
 
 def make_embed(
-  cfg: Any, rows: int, name: str | None, *, share: int = 1
+  cfg: Any,
+  rows: int,
+  name: str | None,
+  *,
+  share: int = 1,
+  width: int | None = None,
 ) -> nn.Embed:
-  """A table of `rows` vectors; of `share` tables that are added up, one."""
+  """A table of `rows` vectors; of `share` tables that are added up, one.
+
+  With a `width` of its own it is one of tables that are joined.
+  """
   size = cfg.width**-0.5 if scales_embeddings(cfg) else 0.02
   if not getattr(cfg, "scale_embeddings", True):
     size = (cfg.init_gain / cfg.width) ** 0.5
   size = size * share**-0.5
   init = boxed(nn.initializers.normal(size), name, "embed")
   return nn.Embed(
-    rows, cfg.width, param_dtype=cfg.param_dtype, embedding_init=init
+    rows,
+    width or cfg.width,
+    param_dtype=cfg.param_dtype,
+    embedding_init=init,
   )
 
 

@@ -1,6 +1,7 @@
 """A decoder language model in Flax Linen, with any method in any layer."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 from typing import get_args
@@ -15,7 +16,10 @@ from jaxattn._src import dense_method
 from jaxattn._src import masks
 from jaxattn._src import positions as positions_lib
 from jaxattn.models import blocks
+from jaxattn.models import losses
+from jaxattn.models import reversible
 
+Residuals = Literal["plain", "reversible"]
 Positions = Literal["learned", "rotary", "relative", "axes", "none"]
 
 
@@ -39,6 +43,8 @@ class DecoderConfig:
       `none` adds nothing. A scheme that a method brings along works with all.
     position_axes: sizes of the axes, the last one counting fastest: (rows,
       columns, channels) of an image, (length / stride, stride) of a text.
+    axis_widths: sizes of the vectors of each axis, which are then joined, not
+      added; their sum is the width.
     max_length: rows of the learned table, and default size of the cache.
     norm: `pre` normalises what each branch reads, and the end; `post` the sum
       of branch and residual, and the embeddings, which are then not scaled.
@@ -56,6 +62,11 @@ class DecoderConfig:
       (`pre` only); if not, their variance is `init_gain / width`.
     zero_unembed: whether the output matrix starts at zero, so that all tokens
       are equally likely; needs `tie_embeddings=False`.
+    residuals: `plain`; or `reversible`: attention and feed-forward add to two
+      float32 streams in turn, which the backward pass computes back, so that
+      activation memory does not grow with the layers. Logits come of both
+      streams, joined and normalised; with tied embeddings of their mean.
+    mlp_chunk: tokens that the feed-forward layers take at a time; None: all.
     dropout: rate on the embedding and on what each block adds.
     remat: what the backward pass computes again: nothing, each block in
       `full`, or each block but its matrix products (`dots`).
@@ -83,6 +94,7 @@ class DecoderConfig:
   methods: tuple[base.AttentionMethod, ...] = (dense_method.Dense(),)
   positions: Positions = "rotary"
   position_axes: tuple[int, ...] = ()
+  axis_widths: tuple[int, ...] = ()
   max_length: int = 1024
   norm: blocks.Norm = "pre"
   layer_norm_eps: float = 1e-6
@@ -94,6 +106,8 @@ class DecoderConfig:
   init_gain: float = 1.0
   scale_embeddings: bool = True
   zero_unembed: bool = False
+  residuals: Residuals = "plain"
+  mlp_chunk: int | None = None
   dropout: float = 0.0
   remat: blocks.Remat = "none"
   dtype: Any = jnp.float32
@@ -108,6 +122,7 @@ class DecoderConfig:
           "needs."
         )
     self._check_axes()
+    self._check_residuals()
     if self.init_gain <= 0:
       raise ValueError(f"init_gain must be positive, got {self.init_gain}.")
     if self.zero_unembed and self.tie_embeddings:
@@ -129,6 +144,27 @@ class DecoderConfig:
       raise ValueError(
         f"position_axes must be positive and hold max_length {self.max_length} "
         f"positions, got {axes} = {math.prod(axes)}."
+      )
+
+    widths = self.axis_widths
+    if widths and (len(widths) != len(axes) or sum(widths) != self.width):
+      raise ValueError(
+        f"axis_widths must be one for each of {len(axes)} axes and add up to "
+        f"width {self.width}, got {widths}."
+      )
+
+  def _check_residuals(self) -> None:
+    if self.residuals not in get_args(Residuals):
+      raise ValueError(
+        f"residuals must be one of {get_args(Residuals)}, got "
+        f"{self.residuals!r}."
+      )
+    if self.residuals == "reversible" and self.norm != "pre":
+      raise ValueError("residuals='reversible' needs norm='pre'.")
+    if self.residuals == "reversible" and self.remat != "none":
+      raise ValueError(
+        "residuals='reversible' computes every block again by itself; leave "
+        "remat out."
       )
 
   @property
@@ -203,8 +239,18 @@ class Decoder(nn.Module):
       self.position_embed = blocks.make_embed(cfg, cfg.max_length, None)
     elif cfg.positions == "axes":
       self.axis_embeds = [
-        blocks.make_embed(cfg, size, None, share=len(cfg.position_axes))
-        for size in cfg.position_axes
+        blocks.make_embed(
+          cfg,
+          size,
+          None,
+          share=1 if cfg.axis_widths else len(cfg.position_axes),
+          width=width,
+        )
+        for size, width in zip(
+          cfg.position_axes,
+          cfg.axis_widths or (None,) * len(cfg.position_axes),
+          strict=True,
+        )
       ]
     self.drop = nn.Dropout(cfg.dropout)
     block = blocks.remat(blocks.Block, cfg.remat)
@@ -218,7 +264,10 @@ class Decoder(nn.Module):
       self.unembed = self.param(
         "unembed",
         blocks.boxed(nn.initializers.normal(size), "vocab", "embed"),
-        (cfg.vocab_size, cfg.width),
+        (
+          cfg.vocab_size,
+          cfg.width * (2 if cfg.residuals == "reversible" else 1),
+        ),
         cfg.param_dtype,
       )
 
@@ -250,6 +299,55 @@ class Decoder(nn.Module):
     Raises:
       ValueError: if shapes do not fit, or T exceeds the learned positions.
     """
+    x = self.features(
+      tokens,
+      mask=mask,
+      positions=positions,
+      context=context,
+      context_mask=context_mask,
+      train=train,
+    )
+    return blocks.unembed(x, self._table())
+
+  def token_losses(
+    self,
+    tokens: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int,
+    **options: Any,
+  ) -> jax.Array:
+    """Cross-entropy of every target, logits of some tokens at a time.
+
+    `model.apply(variables, tokens, targets, chunk=128, method="token_losses")`
+    never holds the logits of all tokens, in the backward pass neither.
+
+    Args:
+      tokens: `[B, T]` ints.
+      targets: `[B, T]` ints in `[0, vocab_size)`.
+      chunk: tokens of a row whose logits exist at a time.
+      **options: of a call.
+
+    Returns:
+      `[B, T]` float32, in nats.
+
+    Raises:
+      ValueError: if shapes do not fit.
+    """
+    x = self.features(tokens, **options)
+    return losses.chunked_cross_entropy(x, self._table(), targets, chunk=chunk)
+
+  def features(
+    self,
+    tokens: jax.Array,
+    *,
+    mask: masks.Mask = masks.CAUSAL,
+    positions: jax.Array | None = None,
+    context: jax.Array | None = None,
+    context_mask: masks.Mask = masks.FULL,
+    train: bool = False,
+  ) -> jax.Array:
+    """What logits are made of, `[B, T, D]`; arguments as of a call."""
     cfg = self.cfg
     blocks.check_tokens(tokens)
     if (context is not None) != cfg.cross_attention:
@@ -278,7 +376,7 @@ class Decoder(nn.Module):
     x = self._blocks(
       tokens, mask, positions, train, False, context, context_mask
     )
-    return self._logits(x)
+    return self._normalized(x)
 
   def init_cache(
     self,
@@ -337,7 +435,7 @@ class Decoder(nn.Module):
     if last_only:
       last = jnp.maximum(count - 1, 0)[:, None, None]
       x = jnp.take_along_axis(x, last, axis=1)[:, 0]
-    return self._logits(x)
+    return blocks.unembed(self._normalized(x), self._table())
 
   def _blocks(
     self,
@@ -362,24 +460,36 @@ class Decoder(nn.Module):
       x = self.embed_norm(x)
     x = self.drop(x, deterministic=not train)
     turns = positions if cfg.positions == "rotary" else None
+    if cfg.residuals == "reversible":
+      given = reversible.Arguments(mask, turns, context, context_mask)
+      if decode or self.is_initializing():
+        found = reversible.run_plainly(
+          self.blocks, x, given, train=train, decode=decode
+        )
+      else:
+        found = reversible.run(self.blocks, x, given, train=train)
+      if cfg.tie_embeddings:
+        return ((found[0] + found[1]) * 0.5).astype(cfg.dtype)
+      return jnp.concatenate(found, axis=-1).astype(cfg.dtype)
     for block in self.blocks:
       x = block(x, mask, turns, train, decode, context, context_mask)
     return x
 
   def _on_axes(self, positions: jax.Array) -> jax.Array:
-    """The sum of the vectors of all coordinates of the positions."""
-    inner, total = math.prod(self.cfg.position_axes), None
+    """The vectors of all coordinates of the positions, added or joined."""
+    inner, found = math.prod(self.cfg.position_axes), []
     for axis, (size, table) in enumerate(
       zip(self.cfg.position_axes, self.axis_embeds, strict=True)
     ):
       inner //= size
       at = positions // inner
-      vectors = table(at if axis == 0 else at % size)
-      total = vectors if total is None else total + vectors
-    return total  # pyrefly: ignore
+      found.append(table(at if axis == 0 else at % size))
+    if self.cfg.axis_widths:
+      return jnp.concatenate(found, axis=-1)
+    return functools.reduce(jnp.add, found)
 
-  def _logits(self, x: jax.Array) -> jax.Array:
-    table = self.embed.embedding if self.cfg.tie_embeddings else self.unembed
-    if self.cfg.norm == "pre":
-      x = self.final_norm(x)
-    return blocks.unembed(x, table)
+  def _normalized(self, x: jax.Array) -> jax.Array:
+    return self.final_norm(x) if self.cfg.norm == "pre" else x
+
+  def _table(self) -> jax.Array:
+    return self.embed.embedding if self.cfg.tie_embeddings else self.unembed

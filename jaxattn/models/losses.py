@@ -1,10 +1,12 @@
-"""Losses of pretraining encoders."""
+"""Losses of language models and of pretraining encoders."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxattn._src import chunked
 
 
 def masked_language_model_loss(
@@ -48,6 +50,62 @@ def masked_language_model_loss(
   )
   total = jnp.sum(weights)
   return jnp.sum(losses * weights) / jnp.where(total > 0, total, 1.0)
+
+
+def chunked_cross_entropy(
+  x: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int
+) -> jax.Array:
+  """Cross-entropy of tokens, logits of some of them at a time.
+
+  `logsumexp(table x_t) - (table x_t)[target_t]`, without an array of all
+  tokens times the vocabulary, in the backward pass neither.
+
+  Args:
+    x: `[*B, T, D]` floats, the vectors before the output matrix.
+    table: `[V, D]`, the output matrix.
+    targets: `[*B, T]` ints in `[0, V)`.
+    chunk: tokens of a row whose logits exist at a time.
+
+  Returns:
+    `[*B, T]` float32, in nats.
+
+  Raises:
+    ValueError: if shapes disagree or `chunk` is not positive.
+
+  Example:
+    >>> from jaxattn.models import losses
+    >>> x, table = jnp.ones((6, 4)), jnp.zeros((8, 4))
+    >>> losses.chunked_cross_entropy(
+    ...     x, table, jnp.zeros(6, jnp.int32), chunk=2).round(3)[0].item()
+    2.0789999961853027
+
+  Source: Kitaev et al., 2020, https://arxiv.org/abs/2001.04451, section 3
+  ("Chunking").
+  """
+  if targets.shape != x.shape[:-1]:
+    raise ValueError(
+      f"targets must have shape {x.shape[:-1]}, got {targets.shape}."
+    )
+  if table.ndim != 2 or table.shape[1] != x.shape[-1]:
+    raise ValueError(
+      f"table must be [V, {x.shape[-1]}] for x {x.shape}, got {table.shape}."
+    )
+
+  def losses(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+    x, targets = given
+    logits = jnp.einsum(
+      "...d,vd->...v",
+      x,
+      table.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits, targets[..., 0]
+    )[..., None]
+
+  return chunked.map_tokens(losses, (x, targets[..., None]), chunk=chunk)[
+    ..., 0
+  ]
 
 
 class HiddenSentences(NamedTuple):

@@ -26,7 +26,8 @@ class Attention(nn.Module, kw_only=True):
 
   Variables: `params` holds `query`, `key`, `value`, `out` (kernels and biases
   as in `nn.MultiHeadDotProductAttention`), `query_norm`, `key_norm`, and the
-  method's parameters as `method`, where there are any. A method with state
+  method's parameters as `method`, where there are any. There is no `key` for a
+  method that attends with its queries as keys. A method with state
   keeps it in the collection `attention`, which moves under `train=True` and
   must then be mutable. Layers that share them are given both, made by
   `MethodVariables`, and have none of their own. A decoding cache lies in the
@@ -88,7 +89,9 @@ class Attention(nn.Module, kw_only=True):
     train: bool = False,
     decode: bool = False,
     method_variables: tuple[base.Params, base.State] | None = None,
-  ) -> jax.Array:
+    selection: Any = None,
+    return_selection: bool = False,
+  ) -> Any:
     """Attends from `x` to `context`, or to itself.
 
     Args:
@@ -104,9 +107,13 @@ class Attention(nn.Module, kw_only=True):
         rows.
       method_variables: parameters and state of the method, where other layers
         have the same; this state does not move. None for the layer's own.
+      selection: what the method chose by the data in an earlier call, to be
+        taken in place of a new choice; see `AttentionMethod`.
+      return_selection: whether to return the choice too.
 
     Returns:
-      `[*B, T, out_features]`.
+      `[*B, T, out_features]`; with `return_selection` a pair of it and of the
+      choice, None for methods that make none.
 
     Raises:
       ValueError: if options, shapes or arguments do not fit together.
@@ -120,6 +127,11 @@ class Attention(nn.Module, kw_only=True):
       train=train,
       decode=decode,
     )
+    if context is not None and mixing.shares_query_key(self.method):
+      raise ValueError(
+        f"{type(self.method).__name__} attends with its queries as keys, to no "
+        "context; leave context out."
+      )
     shapes = self._shapes(x.shape[-1])
     names = mixing.axis_names(self.num_heads, self.num_kv_heads)
     query, key, value = self._heads(x, context, shapes, names)
@@ -129,7 +141,7 @@ class Attention(nn.Module, kw_only=True):
       raise ValueError(
         "decode=True needs the collection 'cache'; make it with init_cache."
       )
-    out, new_state, cache = mixing.mix(
+    out, new_state, cache, selection = mixing.mix(
       self.method,
       params,
       state,
@@ -144,6 +156,8 @@ class Attention(nn.Module, kw_only=True):
       is_cross=context is not None,
       train=train,
       rng=self.make_rng("attention") if self.has_rng("attention") else None,
+      selection=selection,
+      keep_selection=return_selection,
     )
     if decode:
       self.put_variable("cache", "cache", cache)
@@ -151,13 +165,14 @@ class Attention(nn.Module, kw_only=True):
     if moves and not self.is_initializing():
       self.put_variable("attention", "state", new_state)
     width = x.shape[-1] if self.out_features is None else self.out_features
-    return self._project(
+    out = self._project(
       "out",
       (width,),
       names["out"],
       contract=2,
       kernel_init=self.out_kernel_init or self.kernel_init,
     )(out)
+    return (out, selection) if return_selection else out
 
   def init_cache(self, batch_shape: tuple[int, ...], max_length: int) -> None:
     """Puts an empty decoding cache in the collection `cache`.
@@ -197,20 +212,22 @@ class Attention(nn.Module, kw_only=True):
     names: dict[str, tuple[str, ...]],
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries `[*B, T, N, H]`, keys and values `[*B, S, K, H]`."""
+    shared = mixing.shares_query_key(self.method)
     source = x if context is None else context
-    query, key, value = (
-      self._project(name, (heads, shapes.head_dim), names[name])(inputs)
-      for name, heads, inputs in (
-        ("query", self.num_heads, x),
-        ("key", shapes.kv_heads, source),
-        ("value", shapes.kv_heads, source),
-      )
-    )
+
+    def heads(name: str, count: int, inputs: jax.Array) -> jax.Array:
+      return self._project(name, (count, shapes.head_dim), names[name])(inputs)
+
+    query = heads("query", self.num_heads, x)
+    key = query if shared else heads("key", shapes.kv_heads, source)
+    value = heads("value", shapes.kv_heads, source)
     if self.qk_norm:
-      query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
+      query = self._norm("query_norm")(query)
+      key = query if shared else self._norm("key_norm")(key)
     return query, key, value
 
   def _shapes(self, width: int) -> base.AttentionShapes:
+    mixing.check_shared(self.method, self.num_heads, self.num_kv_heads)
     return base.AttentionShapes(
       num_heads=self.num_heads,
       num_kv_heads=self.num_kv_heads,

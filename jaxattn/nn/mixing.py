@@ -48,6 +48,27 @@ def shares(method: base.AttentionMethod) -> bool:
   return getattr(method, "shared_params", False)
 
 
+def shares_query_key(method: base.AttentionMethod) -> bool:
+  """Whether the method attends with its queries as keys."""
+  return getattr(method, "shares_query_key", False)
+
+
+def check_shared(
+  method: base.AttentionMethod, num_heads: int, num_kv_heads: int | None
+) -> None:
+  """Raises ValueError for key heads that such a method cannot have."""
+  if shares_query_key(method) and num_kv_heads not in (None, num_heads):
+    raise ValueError(
+      f"{type(method).__name__} attends with its queries as keys: num_kv_heads "
+      f"must be None or num_heads {num_heads}, got {num_kv_heads}."
+    )
+
+
+def selects(method: base.AttentionMethod) -> bool:
+  """Whether the method chooses by the data, and can be told the choice."""
+  return hasattr(method, "select")
+
+
 def has_leaves(tree: Any) -> bool:
   """Whether a pytree holds any array."""
   return bool(jax.tree.leaves(tree))
@@ -106,7 +127,9 @@ def mix(
   is_cross: bool,
   rng: jax.Array | None,
   train: bool,
-) -> tuple[jax.Array, base.State, base.Cache | None]:
+  selection: Any = None,
+  keep_selection: bool = False,
+) -> tuple[jax.Array, base.State, base.Cache | None, Any]:
   """Turns the heads by their positions, and attends or extends the cache.
 
   Args:
@@ -124,9 +147,11 @@ def mix(
     is_cross: whether keys come from another sequence.
     rng: key of the method's noise, or None.
     train: whether the state moves.
+    selection: what the method chose before, or None to choose now.
+    keep_selection: whether a choice is returned.
 
   Returns:
-    `[*B, T, N, H]`, the state and the cache.
+    `[*B, T, N, H]`, the state, the cache, and the choice or None.
   """
   if rotary is not None:
     if positions is None:
@@ -142,11 +167,20 @@ def mix(
     out, cache = method.extend(
       params, state, cache, query, key, value, key_valid=mask.key_valid
     )
-    return out, state, cache
+    return out, state, cache, None
+  options: dict[str, Any] = {}
+  if selects(method):
+    if selection is None and keep_selection:
+      # pyrefly: ignore
+      selection = method.select(
+        params, state, query, key, mask=mask, rng=rng, train=train
+      )
+    if selection is not None:
+      options["selection"] = selection
   out, state = method.apply(
-    params, state, query, key, value, mask=mask, rng=rng, train=train
+    params, state, query, key, value, mask=mask, rng=rng, train=train, **options
   )
-  return out, state, None
+  return out, state, None, selection
 
 
 def count(heads: jax.Array, start: jax.Array | None) -> jax.Array:

@@ -27,7 +27,8 @@ class Attention(nnx.Module):
   """Multi-head attention whose mixing is any `AttentionMethod`.
 
   The same layer as `jaxattn.nn.linen.Attention`, with the same names of
-  parameters: `query`, `key`, `value`, `out`, `query_norm`, `key_norm`, and
+  parameters: `query`, `key`, `value`, `out`, `query_norm`, `key_norm` (no keys
+  for a method that attends with its queries as keys), and
   `method_params`, an `nnx.Param` that holds the pytree of the method, if any.
   The method's state is the `AttentionState` `method_state`, and the decoding
   cache the `nnx.Cache` `cache`. Works in graph mode and in tree mode; under
@@ -93,6 +94,8 @@ class Attention(nnx.Module):
       head_dim=mixing.head_size(in_features, num_heads, head_dim),
       dtype=param_dtype,
     )
+    mixing.check_shared(method, num_heads, num_kv_heads)
+    shared = mixing.shares_query_key(method)
     names = mixing.axis_names(num_heads, num_kv_heads)
     project = functools.partial(
       _project,
@@ -106,7 +109,11 @@ class Attention(nnx.Module):
     heads = (num_heads, shapes.head_dim)
     kv_heads = (shapes.kv_heads, shapes.head_dim)
     self.query = project(names["query"], (in_features,), heads, kernel_init)
-    self.key = project(names["key"], (source,), kv_heads, kernel_init)
+    self.key = (
+      None
+      if shared
+      else project(names["key"], (source,), kv_heads, kernel_init)
+    )
     self.value = project(names["value"], (source,), kv_heads, kernel_init)
     self.out = project(
       names["out"],
@@ -123,7 +130,7 @@ class Attention(nnx.Module):
       scale_metadata=_named(("head_dim",)),
     )
     self.query_norm = norm() if qk_norm else None
-    self.key_norm = norm() if qk_norm else None
+    self.key_norm = norm() if qk_norm and not shared else None
     self.method_params, self.method_state = _method_variables(
       method, shapes, share_method_with, rngs
     )
@@ -177,11 +184,20 @@ class Attention(nnx.Module):
     if decode and cache is None:
       raise ValueError("decode=True needs a cache; make it with init_cache.")
     source = x if context is None else context
-    query, key, value = self.query(x), self.key(source), self.value(source)
-    if self.query_norm is not None and self.key_norm is not None:
-      query, key = self.query_norm(query), self.key_norm(key)
+    if context is not None and self.key is None:
+      raise ValueError(
+        f"{type(self.method).__name__} attends with its queries as keys, to no "
+        "context; leave context out."
+      )
+    query, value = self.query(x), self.value(source)
+    if self.query_norm is not None:
+      query = self.query_norm(query)
+    key = query
+    if self.key is not None:
+      key = self.key(source)
+      key = key if self.key_norm is None else self.key_norm(key)
     params, state = self._method_variables()
-    out, state, grown = mixing.mix(
+    out, state, grown, _ = mixing.mix(
       self.method,
       params,
       state,
