@@ -75,6 +75,8 @@ class PackedRows:
   Args:
     tokens: the documents.
     length: predictions in a row.
+    joined: whether a row is read as one text, without `segment_ids` and
+      `positions`, as methods need that cannot tell documents apart.
 
   Example:
     >>> docs = join(tokens_lib.Bytes(), [b"ab", b"c"])
@@ -88,11 +90,12 @@ class PackedRows:
   of a buffer, so that the iterator's state is one number.
   """
 
-  def __init__(self, tokens: Tokens, length: int):
+  def __init__(self, tokens: Tokens, length: int, *, joined: bool = False):
     if length < 1:
       raise files.UserError(f"--config.length must be positive, got {length}.")
     self._tokens = tokens
     self._length = length
+    self._apart = len(tokens.starts) > 1 and not joined
 
   def __len__(self) -> int:
     return -(-(len(self._tokens.ids) - 1) // self._length)
@@ -112,7 +115,7 @@ class PackedRows:
       "targets": ids[1:],
       "weights": (valid & same).astype(np.float32),
     }
-    if len(docs.starts) > 1:
+    if self._apart:
       begin = np.maximum(docs.starts[doc[:-1] - 1], low)
       read = np.arange(length) < real - 1
       row["segment_ids"] = np.where(read, doc[:-1] - doc[0] + 1, 0)

@@ -1,6 +1,7 @@
 """Decoders in experiments: their configuration, loss and evaluation."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,9 @@ class ModelConfig(loop.LoopConfig):
   tie_embeddings: bool = True
   dropout: float = 0.0
   remat: str = "none"  # none, full, dots.
+  residuals: str = "plain"  # plain, reversible.
+  mlp_chunk: int = 0  # Tokens the feed-forward layers take at a time; 0: all.
+  loss_chunk: int = 0  # Tokens whose logits exist at a time; 0: all.
 
 
 def make_model(
@@ -62,6 +66,10 @@ def make_model(
 
   Source: `jaxattn.models.decoder`.
   """
+  if config.loss_chunk < 0:
+    raise files.UserError(
+      f"--config.loss_chunk must not be negative, got {config.loss_chunk}."
+    )
   sizes = methods.Sizes(length, config.num_layers, config.num_heads)
   layer_methods = methods.make(config.method, sizes, config.method_options)
   options: dict[str, Any] = {
@@ -78,6 +86,8 @@ def make_model(
     "tie_embeddings": config.tie_embeddings,
     "dropout": config.dropout,
     "remat": config.remat,
+    "residuals": config.residuals,
+    "mlp_chunk": config.mlp_chunk or None,
     "dtype": jnp.dtype(config.dtype),
     **(form or {}),
   }
@@ -108,6 +118,7 @@ def loss_sums(
   rng: jax.Array | None,
   *,
   train: bool,
+  chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array, Any]:
   """Sums the loss of a batch over what counts.
 
@@ -119,6 +130,7 @@ def loss_sums(
       next token belongs to another document.
     rng: for dropout and methods that draw; None without.
     train: whether these, and the carried state, are active.
+    chunk: tokens of a row whose logits exist at a time; 0: all.
 
   Returns:
     The sum in nats, the sum of the weights, and the collections.
@@ -132,7 +144,8 @@ def loss_sums(
   if rng is not None:
     names = ("dropout", "attention")
     rngs = dict(zip(names, jax.random.split(rng, 2), strict=True))
-  logits, carried = model.apply(
+  apply = functools.partial(
+    model.apply,
     {"params": params, **carried},
     batch["inputs"],
     mask=mask,
@@ -141,9 +154,15 @@ def loss_sums(
     rngs=rngs,
     mutable=list(carried),
   )
-  nats = optax.losses.softmax_cross_entropy_with_integer_labels(
-    logits, batch["targets"]
-  )
+  if chunk:
+    nats, carried = apply(
+      targets=batch["targets"], chunk=chunk, method="token_losses"
+    )
+  else:
+    logits, carried = apply()
+    nats = optax.losses.softmax_cross_entropy_with_integer_labels(
+      logits, batch["targets"]
+    )
   # Where, not a product: what a masked row holds must not matter.
   weights = batch["weights"]
   nats = jnp.where(weights > 0, nats * weights, 0.0)
@@ -156,13 +175,18 @@ class Evaluator:
   Args:
     model: the decoder.
     mesh: over which rows are split.
+    chunk: as of `loss_sums`.
   """
 
-  def __init__(self, model: decoder.Decoder, mesh: jax.sharding.Mesh):
+  def __init__(
+    self, model: decoder.Decoder, mesh: jax.sharding.Mesh, chunk: int = 0
+  ):
     self._sharding = sharding.of_rows(mesh)
 
     def sums(params: Any, carried: Any, batch: Any) -> Any:
-      return loss_sums(model, params, carried, batch, None, train=False)[:2]
+      return loss_sums(
+        model, params, carried, batch, None, train=False, chunk=chunk
+      )[:2]
 
     self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
@@ -203,7 +227,15 @@ def make_task(
   """
 
   def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
-    return loss_sums(model, params, carried, batch, rng, train=True)
+    return loss_sums(
+      model,
+      params,
+      carried,
+      batch,
+      rng,
+      train=True,
+      chunk=config.loss_chunk,
+    )
 
   example = jnp.zeros((1, min(length, 8)), jnp.int32)
   return loop.Task(

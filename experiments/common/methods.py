@@ -229,6 +229,94 @@ def _performer(
   return (jaxattn.performer(**options),)
 
 
+def _reformer(
+  sizes: Sizes,
+  *,
+  chunk: int,
+  rounds: int = 2,
+  num_buckets: Any = None,
+  strict: bool = False,
+  within: bool = False,
+  local_window: int = 0,
+) -> Methods:
+  """With `local_window` every second layer, from the first on, is a window."""
+  hashing = jaxattn.reformer(
+    rounds=rounds,
+    chunk=chunk,
+    num_buckets=_tuple(num_buckets),
+    strict=strict,
+    within=within,
+  )
+  if not local_window:
+    return (hashing,)
+  _fits(sizes, local_window, 1)
+  local = jaxattn.sliding_window(left=local_window - 1)
+  return tuple(hashing if i % 2 else local for i in range(sizes.num_layers))
+
+
+def _routing(
+  sizes: Sizes,
+  *,
+  num_clusters: int,
+  window: int | None = None,
+  mode: str = "balanced",
+  decay: float = 0.999,
+  local_heads: int | None = None,
+  local_window: int = 0,
+) -> Methods:
+  """The first heads are windows: `local_heads`, or half where given a window.
+
+  `local_window` counts the tokens up to the query, itself included.
+  """
+  method = jaxattn.routing(
+    num_clusters=num_clusters,
+    window=window or -(-sizes.length // num_clusters),
+    mode=mode,  # pyrefly: ignore
+    decay=decay,
+  )
+  if local_heads is None:
+    local_heads = sizes.num_heads // 2 if local_window else 0
+  if not 0 <= local_heads < sizes.num_heads:
+    raise ValueError(
+      f"local_heads must be in [0, {sizes.num_heads}), got {local_heads}"
+    )
+  if not local_heads:
+    return (method,)
+  _fits(sizes, local_window, 1)
+  local = jaxattn.sliding_window(left=local_window - 1)
+  rest = sizes.num_heads - local_heads
+  return (jaxattn.split_heads((local, local_heads), (method, rest)),)
+
+
+def _sinkhorn(
+  sizes: Sizes,
+  *,
+  block: int,
+  iterations: int = 7,
+  temperature: float = 0.75,
+  networks: str = "shared",
+  mixture: bool = False,
+  noise: bool = True,
+) -> Methods:
+  """See `jaxattn.sinkhorn`."""
+  return (
+    jaxattn.sinkhorn(
+      max_length=sizes.length,
+      block=block,
+      iterations=iterations,
+      temperature=temperature,
+      networks=networks,  # pyrefly: ignore
+      mixture=mixture,
+      noise=noise,
+    ),
+  )
+
+
+def _tuple(value: Any) -> Any:
+  """A list as it comes from a configuration, as a tuple."""
+  return value if value is None or isinstance(value, int) else tuple(value)
+
+
 def _fits(sizes: Sizes, window: int, dilation: int) -> None:
   if not 1 <= window or (window - 1) * dilation >= sizes.length:
     raise ValueError(
@@ -259,6 +347,9 @@ METHODS: dict[str, Callable[..., Methods]] = {
   "linformer": _linformer,
   "longformer": _longformer,
   "performer": _performer,
+  "reformer": _reformer,
+  "routing": _routing,
+  "sinkhorn": _sinkhorn,
   "sliding_window": _sliding_window,
   "sparse_transformer": _sparse_transformer,
   "synthesizer": _synthesizer,

@@ -35,6 +35,7 @@ class Config(decoders.ModelConfig):
   tokenizer: str = "bytes"  # bytes, bpe, or the path of a tokenizer.json.
   vocab_size: int = 8192  # Of bpe, which is trained on the training text.
   length: int = 256  # Tokens in a row.
+  join_documents: bool = False  # Whether those of a row see each other.
   eval_stride: int = 128  # New predictions of a sliding evaluation window.
   eval_windows: int = 0  # At most, while training; 0: all. The end uses all.
   floors_train_bytes: int = 20_000_000  # That Markov models count; 0: all.
@@ -90,12 +91,17 @@ class Evaluator:
     model: the decoder.
     mesh: over which rows are split.
     batch_size: rows at once, over all processes.
+    chunk: as of `decoders.loss_sums`.
   """
 
   def __init__(
-    self, model: decoder.Decoder, mesh: jax.sharding.Mesh, batch_size: int
+    self,
+    model: decoder.Decoder,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+    chunk: int = 0,
   ):
-    self._nats = decoders.Evaluator(model, mesh)
+    self._nats = decoders.Evaluator(model, mesh, chunk)
     self._batch_size = batch_size
 
   def __call__(
@@ -142,6 +148,18 @@ def check_lengths(config: Config, model: decoder.Decoder) -> None:
   decoders.check_rows(config, model, config.length, what)
 
 
+def check_masks(config: Config, train: rows_lib.Tokens) -> None:
+  """Raises UserError if documents must be told apart and cannot be."""
+  if config.join_documents or len(train.starts) < 2:
+    return
+  for method in make_model(config, 257).cfg.layer_methods():
+    if "key_segment_ids" not in method.honours:
+      raise files.UserError(
+        f"method {config.method!r} cannot keep the documents of a row apart: "
+        "set --config.join_documents, and they are read as one text."
+      )
+
+
 def make_task(
   config: Config,
   model: decoder.Decoder,
@@ -149,7 +167,7 @@ def make_task(
   evaluate: Any,
 ) -> loop.Task:
   """What the loop needs to train `model` on `train`."""
-  rows = rows_lib.PackedRows(train, config.length)
+  rows = rows_lib.PackedRows(train, config.length, joined=config.join_documents)
   return decoders.make_task(config, model, rows, config.length, evaluate)
 
 
@@ -194,8 +212,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     )
     for part in ("valid", "test")
   }
+  check_masks(config, tokens["train"])
   floors = summary.floors_of(corpus, config.floors_train_bytes, workdir)
-  measure = Evaluator(model, mesh, config.batch_size // config.accumulate)
+  rows = config.batch_size // config.accumulate
+  measure = Evaluator(model, mesh, rows, config.loss_chunk)
   watched = windows["valid"].thin(config.eval_windows)
 
   def evaluate(params: Any, carried: Any) -> dict[str, float]:

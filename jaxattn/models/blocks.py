@@ -216,11 +216,7 @@ class Block(nn.Module, kw_only=True):
     return self.drop(out, deterministic=not train), selection
 
   def _norm(self, name: str) -> nn.LayerNorm:
-    return {
-      "attention": self.attention_norm,
-      "cross": getattr(self, "cross_norm", None),
-      "mlp": self.mlp_norm,
-    }[name]
+    return getattr(self, f"{name}_norm")
 
   def _feed(self, x: jax.Array) -> jax.Array:
     """The feed-forward layers, of some tokens at a time where asked."""
@@ -234,7 +230,9 @@ class Block(nn.Module, kw_only=True):
       for m in (self.mlp_in, self.mlp_out)
     )
     return chunked.map_tokens(
-      lambda x: second(activation(first(x))), x, chunk=chunk
+      lambda x: second(activation(first(x))),  # pyrefly: ignore
+      x,
+      chunk=chunk,
     )
 
   def make_attention(self, **options: Any) -> layers.Attention:

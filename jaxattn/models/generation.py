@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxattn._src import masks
 from jaxattn.models import blocks
 from jaxattn.models import decoder
 from jaxattn.models import decoding
@@ -87,7 +88,9 @@ def generate(
   """Continues prompts, token by token.
 
   The prompts are read in one pass, then a loop on the device draws tokens until
-  every row has ended or `max_new_tokens` are drawn. Compiled once for a model,
+  every row has ended or `max_new_tokens` are drawn. Where a method is not
+  strict, and so cannot decode, each token is computed from all before it by the
+  parallel form, at the cost of a whole row. Compiled once for a model,
   the shapes, `max_new_tokens`, `top_k` and which options are None: pad prompts
   to a few lengths rather than giving each its own.
 
@@ -200,26 +203,17 @@ def _generate(
 
   def advance(carry: Any) -> Any:
     step, done, tokens, last, cache = carry
-    logits, cache = decoding.decode_step(
-      model, variables, cache, last[:, None], ~done[:, None], last_only=True
-    )
+    logits, cache = follow(cache, last, ~done)
     last = draw(step, logits)
     if eos_id is not None:
       last = jnp.where(done, eos_id, last)
       done = done | (last == eos_id)
     return step + 1, done, tokens.at[:, step].set(last), last, cache
 
-  cache = decoding.init_cache(
-    model, variables, batch_size=batch, max_length=width + max_new_tokens - 1
-  )
-  steps = jnp.arange(width, dtype=jnp.int32)[None]
-  logits, cache = decoding.decode_step(
-    model,
-    variables,
-    cache,
-    prompt,
-    steps < prompt_lengths[:, None],
-    last_only=True,
+  strict = all(m.causality == "strict" for m in model.cfg.methods)
+  begin = _with_cache if strict else _by_rows
+  follow, logits, cache = begin(
+    model, variables, prompt, prompt_lengths, width + max_new_tokens - 1
   )
   last = draw(0, logits)
   fill = 0 if eos_id is None else eos_id
@@ -228,6 +222,59 @@ def _generate(
   done = jnp.zeros((batch,), bool) if eos_id is None else last == eos_id
   carry = (jnp.int32(1), done, tokens, last, cache)
   return jax.lax.while_loop(unfinished, advance, carry)[2]
+
+
+def _with_cache(
+  model: decoder.Decoder,
+  variables: Any,
+  prompt: jax.Array,
+  lengths: jax.Array,
+  max_length: int,
+) -> Any:
+  """How tokens follow, the logits after the prompts, and the cache."""
+
+  def follow(cache: Any, last: jax.Array, active: jax.Array) -> Any:
+    return decoding.decode_step(
+      model, variables, cache, last[:, None], active[:, None], last_only=True
+    )
+
+  cache = decoding.init_cache(
+    model, variables, batch_size=len(prompt), max_length=max_length
+  )
+  steps = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None]
+  logits, cache = decoding.decode_step(
+    model, variables, cache, prompt, steps < lengths[:, None], last_only=True
+  )
+  return follow, logits, cache
+
+
+def _by_rows(
+  model: decoder.Decoder,
+  variables: Any,
+  prompt: jax.Array,
+  lengths: jax.Array,
+  max_length: int,
+) -> Any:
+  """The same without a cache: whole rows each time."""
+  missing = max_length - prompt.shape[1]
+  rows = jnp.pad(prompt, ((0, 0), (0, missing)))
+  place = jnp.arange(max_length, dtype=jnp.int32)[None]
+
+  def logits(rows: jax.Array, lengths: jax.Array) -> jax.Array:
+    valid = place < lengths[:, None]
+    mask = masks.Mask(causal=True, key_valid=valid, query_valid=valid)
+    found: Any = model.apply(variables, rows, mask=mask)
+    at = (lengths - 1)[:, None, None]
+    return jnp.take_along_axis(found, at, axis=1)[:, 0]
+
+  def follow(cache: Any, last: jax.Array, active: jax.Array) -> Any:
+    rows, lengths = cache
+    new = (place == lengths[:, None]) & active[:, None]
+    rows = jnp.where(new, last[:, None], rows)
+    lengths = lengths + active.astype(jnp.int32)
+    return logits(rows, lengths), (rows, lengths)
+
+  return follow, logits(rows, lengths), (rows, lengths)
 
 
 def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:

@@ -21,6 +21,9 @@ _OPTIONS = {
   "linear": {"feature_map": "elu"},
   "longformer": {"window": [32, 64, 128, 254], "dilation": [1, 1, 1, 2]},
   "performer": {"kind": "positive", "num_features": 128},
+  "reformer": {"chunk": 16, "rounds": 2, "local_window": 32},
+  "routing": {"num_clusters": 8, "window": 32, "local_window": 32},
+  "sinkhorn": {"block": 16},
   "sliding_window": {"window": 64},
   "sparse_transformer": {"stride": 16, "summary": 4},
 }
@@ -36,6 +39,7 @@ def get_config(method: str = "dense") -> train.Config:
     eval_windows=128,
     method=method,
     method_options=_OPTIONS.get(method, {}),
+    join_documents=method == "sinkhorn",  # It cannot keep them apart.
     width=128,
     num_layers=4,
     num_heads=4,
