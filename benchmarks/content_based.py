@@ -1,7 +1,7 @@
 """Content-based methods against dense attention, by length.
 
   python -m benchmarks.content_based
-  python -m benchmarks.content_based --lengths=1024 --methods="reformer, 1 round"
+  python -m benchmarks.content_based --lengths=1024 --methods=routing
 
 See `benchmarks.against_dense`. Hashing, routing and sorting of blocks are
 included. Dense attention is not causal in it.

@@ -233,3 +233,54 @@ def test_zero_vectors_are_finite():
   assert_zero(unit[:, 5])
   norms = np.delete(np.linalg.norm(unit, axis=-1), 5, axis=1)
   assert_close(norms, np.ones_like(norms), 1e-6)
+
+
+def test_lengths_of_any_size_have_unit_keys():
+  """Where squares leave the range of float32, in value and in gradient."""
+  query_key, value = _draw(length=12)
+  rotations = _rotations()
+
+  def loss(x):
+    buckets = lsh.hash_buckets(x, rotations)
+    return lsh.lsh_attention(x, value, buckets, chunk=4).sum()
+
+  slope = jax.jit(jax.grad(loss))
+  plain = lsh.unit_vectors(query_key)[:, 5]
+  for size in (1e-38, 1e-25, 1e-16, 1e-8, 1e18, 1e25):
+    x = query_key.at[:, 5].multiply(size)
+    assert np.all(np.isfinite(slope(x))), size
+    if size > 1e-30:
+      assert_close(lsh.unit_vectors(x)[:, 5], plain, 1e-6)
+
+
+def test_rounds_that_are_the_same_count_once():
+  """A key that every round reaches is not met more often than others."""
+  query_key, value = _draw()
+  buckets = lsh.hash_buckets(query_key, _rotations(2))
+  run = functools.partial(
+    lsh.lsh_attention, query_key, value, chunk=6, mask=jaxattn.CAUSAL
+  )
+  two = run(buckets)
+  assert_close(run(buckets[jnp.array([0, 0, 0])]), run(buckets[:1]), 1e-6)
+  assert_close(run(buckets[jnp.array([0, 1, 1, 0])]), two, 1e-6)
+  assert np.abs(two - run(buckets[:1])).max() > 1e-2
+
+
+def test_the_own_value_has_its_gradient():
+  """The first token of a causal row has nothing else; padding has nothing."""
+  query_key, value = _draw(length=12)
+  buckets = lsh.hash_buckets(query_key, _rotations())
+  there = jnp.arange(12)[None] >= 3
+  mask = jaxattn.Mask(causal=True, key_valid=there)
+
+  def first(query_key, value, row):
+    out = lsh.lsh_attention(query_key, value, buckets, chunk=4, mask=mask)
+    return jnp.sum(out[:, row])
+
+  slope = jax.grad(first, argnums=(0, 1))
+  of_query_key, of_value = slope(query_key, value, 3)
+  assert_zero(of_query_key)
+  # Each value serves two query heads.
+  want = jnp.zeros_like(value).at[:, 3].set(2.0)
+  assert_close(of_value, want, 0)
+  assert_zero(*slope(query_key, value, 2))

@@ -4,14 +4,12 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments.common import files
 from experiments.common import methods
+from experiments.synthetic import sequences
 from experiments.synthetic import task as task_lib
-from jaxattn.models import decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +50,7 @@ class CopyTask:
   lower_is_better = False
 
   def __post_init__(self) -> None:
-    for name, low in (("symbols", 2), ("length", 3)):
-      if getattr(self, name) < low:
-        raise files.UserError(
-          f"--config.task_options.{name} must be at least {low}, got "
-          f"{getattr(self, name)}."
-        )
+    sequences.at_least(self, symbols=2, length=3)
 
   def draw(self, rng: np.random.Generator, rows: int) -> task_lib.Batch:
     """Draws `inputs`, `targets` and `copied`, all `[rows, length]`."""
@@ -80,49 +73,20 @@ class CopyTask:
     self, method: str, options: dict[str, Any], *, dtype: Any
   ) -> nn.Module:
     """A decoder with the method of that name."""
-    sizes = methods.Sizes(self.length, self.layers, self.heads)
-    try:
-      return Copier(
-        decoder.DecoderConfig(
-          vocab_size=self.symbols + 1,
-          width=self.width,
-          num_layers=self.layers,
-          num_heads=self.heads,
-          methods=methods.make(method, sizes, options),
-          positions=self.positions,  # pyrefly: ignore
-          max_length=self.length,
-          dtype=dtype,
-        )
-      )
-    except (ValueError, NotImplementedError) as error:
-      raise files.UserError(f"the model cannot be built: {error}") from error
+    return sequences.make_model(
+      methods.Sizes(self.length, self.layers, self.heads),
+      method,
+      options,
+      vocab_size=self.symbols + 1,
+      width=self.width,
+      positions=self.positions,
+      dtype=dtype,
+    )
 
   def measure(self, outputs: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     """Nats a copied symbol, and the share of those that are right."""
-    targets, copied = batch["targets"], batch["copied"]
-    logits = jax.nn.log_softmax(outputs)
-    nats = -jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    right = jnp.argmax(logits, axis=-1) == targets
-    counts = copied > 0
-    total = jnp.sum(copied, axis=1)
-    return (
-      jnp.sum(jnp.where(counts, nats, 0.0), axis=1) / total,
-      jnp.sum(counts & right, axis=1) / total,
-    )
+    return sequences.measure(outputs, batch["targets"], batch["copied"])
 
   def floors(self) -> dict[str, float]:
     """Expected accuracy of an answer that copies nothing."""
     return {"any symbol": 1 / self.symbols}
-
-
-class Copier(nn.Module):
-  """A decoder over the tokens of a batch."""
-
-  cfg: decoder.DecoderConfig
-
-  @nn.compact
-  def __call__(self, batch: Any, *, train: bool = False) -> jax.Array:
-    """`[rows, length, symbols + 1]` logits of the next token."""
-    return decoder.Decoder(self.cfg, name="decoder")(
-      batch["inputs"], train=train
-    )

@@ -17,17 +17,23 @@ from experiments.common import files
 from experiments.common import loop
 from experiments.common import report
 from experiments.common import sharding
+from experiments.synthetic import associative_recall
 from experiments.synthetic import copy_task
+from experiments.synthetic import duplication
 from experiments.synthetic import masked_summation
 from experiments.synthetic import paragraph_retrieval
+from experiments.synthetic import sorting
 from experiments.synthetic import summary
 from experiments.synthetic import task as task_lib
 
 # Name -> the task, made from its options.
 TASKS: dict[str, Callable[..., task_lib.SyntheticTask]] = {
+  "associative_recall": associative_recall.AssociativeRecall,
   "copy_task": copy_task.CopyTask,
+  "duplication": duplication.Duplication,
   "masked_summation": masked_summation.MaskedSummation,
   "paragraph_retrieval": paragraph_retrieval.ParagraphRetrieval,
+  "sorting": sorting.Sorting,
 }
 
 

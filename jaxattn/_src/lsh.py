@@ -11,6 +11,7 @@ from jaxattn._src import masks
 from jaxattn._src.engines import bucketed
 
 _MOST_BUCKETS = 128  # Of one factor, where the number is chosen by itself.
+_SMALLEST = 1e-30  # A shorter vector counts as zero: its gradient is too large.
 
 
 def bucket_factors(
@@ -160,10 +161,12 @@ def hash_buckets(
 def unit_vectors(x: jax.Array) -> jax.Array:
   """Vectors over their length; zero stays zero, with a finite gradient."""
   wide = x.astype(jnp.float32)
-  square = jnp.sum(wide * wide, axis=-1, keepdims=True)
-  some = square > 0
-  inverse = jax.lax.rsqrt(jnp.where(some, square, 1.0))
-  return (wide * inverse).astype(x.dtype)
+  # Squares of large or small numbers would leave the range of float32.
+  top = jnp.max(jnp.abs(wide), axis=-1, keepdims=True, initial=0.0)
+  some = jax.lax.stop_gradient(top > _SMALLEST)
+  near = wide / jax.lax.stop_gradient(jnp.where(some, top, 1.0))
+  square = jnp.sum(near * near, axis=-1, keepdims=True)
+  return (near * jax.lax.rsqrt(jnp.where(some, square, 1.0))).astype(x.dtype)
 
 
 def lsh_attention(
