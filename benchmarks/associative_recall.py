@@ -24,13 +24,13 @@ from benchmarks import training
 from experiments.common import files
 from experiments.synthetic import associative_recall
 
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of trainings.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Of trainings.")
 _METHODS = flags.DEFINE_list("methods", [], "Which; all without it.")
 _LENGTH = flags.DEFINE_integer("length", 512, "Tokens.", lower_bound=8)
 _CLUSTERS = flags.DEFINE_integer("clusters", 8, "C.", lower_bound=1)
 _VALUES = flags.DEFINE_integer("values", 16, "Different values.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", 1000, "Of training.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 16, "Rows a step.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 1500, "Of training.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 8, "Rows a step.", lower_bound=1)
 _RATE = flags.DEFINE_float("learning_rate", 3e-3, "After 100 steps of warm-up.")
 _DECAY = flags.DEFINE_float("decay", 0.99, "Of the centroids.")
 _ROWS = flags.DEFINE_integer(

@@ -33,7 +33,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Of trainings.")
 _WORD = flags.DEFINE_integer("word", 31, "Symbols of a word.", lower_bound=1)
 _CHUNK = flags.DEFINE_integer("chunk", 8, "Tokens in a chunk.", lower_bound=1)
 _STEPS = flags.DEFINE_integer(
-  "steps", 0, "Of every training; 0: 600 full, 1500 with 1 round, else 1250."
+  "steps", 0, "Of every training; 0: 600 full, 1200 with 1 round, else 800."
 )
 _ROWS = flags.DEFINE_integer(
   "rows", 512, "Held-out rows, a multiple of 32.", lower_bound=32
@@ -52,7 +52,7 @@ def _options(task: Any, rounds: str) -> dict[str, Any]:
 
 
 def _steps(rounds: str) -> int:
-  return _STEPS.value or {_FULL: 600, "1": 1500}.get(rounds, 1250)
+  return _STEPS.value or {_FULL: 600, "1": 1200}.get(rounds, 800)
 
 
 def measure(rounds: str, seed: int) -> list[dict[str, Any]]:

@@ -1,16 +1,18 @@
-"""Memory of a deep decoder against its depth, with and without recomputation.
+r"""Memory of a deep decoder against its depth, by what is kept or recomputed.
 
   python -m benchmarks.remat_depth
   pip install 'jax[tpu]'
   python -m benchmarks.remat_depth --topology=v5e:2x2
+  python -m benchmarks.remat_depth --method=reformer --kinds=none,reversible \
+    --output=benchmarks/results/reversible_depth.jsonl
 
-Counts, for the Sparse Transformer's form of the decoder, the bytes that the
-forward pass leaves for the backward pass (parameters aside), and the temporary
-memory that the compiler plans for the loss and its gradients. With a
-`--topology` it compiles for one device of that kind of TPU, which need not be
-there. XLA's compiler for CPUs drops the barriers that keep recomputation apart
-from the forward pass and merges the two, so that there only the first count
-shows the effect.
+Counts, for the Sparse Transformer's form of the decoder or one with Reformer's
+attention in every layer, the bytes that the forward pass leaves for the
+backward pass (parameters aside), and the temporary memory that the compiler
+plans for the loss and its gradients. With a `--topology` it compiles for one
+device of that kind of TPU, which need not be there. XLA's compiler for CPUs
+drops the barriers that keep recomputation apart from the forward pass and
+merges the two, so that there only the first count shows the whole effect.
 """
 
 import functools
@@ -25,6 +27,7 @@ from absl import logging
 from flax import linen as nn
 from jax.experimental import topologies
 
+import jaxattn
 from benchmarks import timing
 from experiments.common import files
 from experiments.common import plots
@@ -35,6 +38,15 @@ _DEPTHS = flags.DEFINE_list("depths", ["2", "4", "8", "16"], "Layers.")
 _LENGTH = flags.DEFINE_integer("length", 1024, "Tokens.", lower_bound=64)
 _WIDTH = flags.DEFINE_integer("width", 128, "Of the model.", lower_bound=16)
 _BATCH = flags.DEFINE_integer("batch", 2, "Rows.", lower_bound=1)
+_METHOD = flags.DEFINE_enum(
+  "method", "sparse_transformer", ["sparse_transformer", "reformer"], "Which."
+)
+_KINDS = flags.DEFINE_list(
+  "kinds",
+  ["none", "dots", "full", "reversible"],
+  "What is computed again: nothing, all but products, all; or all, with "
+  "reversible residuals.",
+)
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "TPU to compile for, for example v5e:2x2; empty: this device."
 )
@@ -43,8 +55,10 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def _loss(model: decoder.Decoder, tokens: jax.Array, params: Any) -> jax.Array:
-  logits: Any = model.apply({"params": params}, tokens)
+def _loss(
+  model: decoder.Decoder, rest: Any, tokens: jax.Array, params: Any
+) -> jax.Array:
+  logits: Any = model.apply({**rest, "params": params}, tokens)
   picked = jnp.take_along_axis(
     jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1
   )
@@ -55,22 +69,38 @@ def _bytes(tree: Any) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def measure(depth: int, remat: str) -> dict[str, Any]:
-  """The memory of one depth and policy."""
+def _config(depth: int, kind: str) -> decoder.DecoderConfig:
   stride = 32
-  cfg = sparse_transformer.config(
+  form = {
+    "num_layers": depth,
+    "width": _WIDTH.value,
+    "num_heads": 4,
+    "remat": "none" if kind == "reversible" else kind,
+    "residuals": "reversible" if kind == "reversible" else "plain",
+  }
+  if _METHOD.value == "reformer":
+    return decoder.DecoderConfig(
+      vocab_size=256,
+      max_length=_LENGTH.value,
+      methods=(jaxattn.reformer(rounds=2, num_buckets=32),),
+      **form,
+    )
+  return sparse_transformer.config(
     vocab_size=256,
     position_axes=(_LENGTH.value // stride, stride),
     stride=stride,
-    num_layers=depth,
-    width=_WIDTH.value,
-    num_heads=4,
-    remat=remat,
+    **form,
   )
+
+
+def measure(depth: int, kind: str) -> dict[str, Any]:
+  """The memory of one depth and kind of residuals."""
+  cfg = _config(depth, kind)
   model = decoder.Decoder(cfg)
   tokens = jnp.zeros((_BATCH.value, cfg.max_length), jnp.int32)
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens))["params"]
-  loss = functools.partial(_loss, model, tokens)
+  rest = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens))
+  params = rest.pop("params")
+  loss = functools.partial(_loss, model, rest, tokens)
   kept = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
   arguments = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding()),
@@ -82,7 +112,8 @@ def measure(depth: int, remat: str) -> dict[str, Any]:
     raise RuntimeError("this backend does not tell its temporary memory.")
   return {
     "depth": depth,
-    "remat": remat,
+    "kind": kind,
+    "method": _METHOD.value,
     "length": cfg.max_length,
     "width": cfg.width,
     "batch": _BATCH.value,
@@ -110,15 +141,15 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   where, output = timing.environment(), pathlib.Path(_OUTPUT.value)
   records = [
-    measure(depth, remat)
+    measure(depth, kind)
     for depth in map(int, _DEPTHS.value)
-    for remat in ("none", "dots", "full")
+    for kind in _KINDS.value
   ]
   timing.write_jsonl(output, [where | r for r in records])
   rows = [
     {
       "layers": r["depth"],
-      "remat": r["remat"],
+      "computed again": r["kind"],
       **{
         name: f"{r[key] / 2**20:.1f}"
         for name, key in (
@@ -135,12 +166,12 @@ def main(argv: list[str]) -> None:
   plots.curves(
     output.with_suffix(".png"),
     {
-      remat: [
+      kind: [
         (r["depth"], r["temporary_bytes"] / 2**20)
         for r in records
-        if r["remat"] == remat
+        if r["kind"] == kind
       ]
-      for remat in ("none", "dots", "full")
+      for kind in _KINDS.value
     },
     title=f"Memory of a gradient, {_TOPOLOGY.value or where['device']}",
     x_label="layers",

@@ -124,8 +124,10 @@ def test_remat_benchmark_counts_what_is_kept(tmp_path):
   done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   records = [json.loads(line) for line in output.read_text().splitlines()]
-  kept = {(r["depth"], r["remat"]): r["kept_bytes"] for r in records}
-  added = {remat: kept[2, remat] - kept[1, remat] for remat in ("none", "full")}
+  kept = {(r["depth"], r["kind"]): r["kept_bytes"] for r in records}
+  kinds = ("none", "dots", "full", "reversible")
+  added = {kind: kept[2, kind] - kept[1, kind] for kind in kinds}
+  assert added["reversible"] == 0
   assert 0 < added["full"] < added["none"] / 5
 
 

@@ -114,7 +114,8 @@ def test_gradient_reaches_the_network_and_is_that_of_the_oracle(causal):
     way = jnp.asarray(rng.normal(size=qkv[i].shape), jnp.float32)
 
     def moved(step, i=i, way=way):
-      changed = [x + step * way * (j == i) for j, x in enumerate(qkv)]
+      changed = list(qkv)
+      changed[i] = qkv[i] + step * way
       shares = _shares(_METHOD, params, *changed[:2], causal)
       return float(jnp.sum(_naive(_METHOD, shares, changed, causal) * ct))
 

@@ -34,6 +34,9 @@ def _logits(name, *arguments):
   [
     ("quickstart", "dense"),
     ("quickstart", "longformer"),
+    ("quickstart", "reformer"),
+    ("quickstart", "routing"),
+    ("quickstart", "sinkhorn"),
     ("quickstart", "sparse_transformer"),
     ("smoke", "longformer"),
     ("smoke", "sliding_window"),

@@ -55,6 +55,35 @@ def test_linear_methods_take_their_options():
   assert got == (jaxattn.performer(num_features=32, projection="iid"),)
 
 
+def test_reformer_has_windows_in_between():
+  got = _make("reformer", chunk=8, rounds=4, num_buckets=[4, 2])
+  hashing = jaxattn.reformer(chunk=8, rounds=4, num_buckets=(4, 2))
+  assert got == (hashing,)
+  local = jaxattn.sliding_window(left=15)
+  got = _make("reformer", chunk=8, local_window=16)
+  assert got == (local, jaxattn.reformer(chunk=8)) * 2
+
+
+def test_routing_has_local_heads():
+  method = jaxattn.routing(num_clusters=4, window=16)
+  assert _make("routing", num_clusters=4) == (method,)
+  local = jaxattn.sliding_window(left=7)
+  got = _make("routing", num_clusters=4, local_window=8)
+  assert got == (jaxattn.split_heads((local, 2), (method, 2)),)
+  got = _make("routing", num_clusters=4, local_window=8, local_heads=1)
+  assert got == (jaxattn.split_heads((local, 1), (method, 3)),)
+  with pytest.raises(files.UserError, match="local_heads"):
+    _make("routing", num_clusters=4, local_window=8, local_heads=4)
+  with pytest.raises(files.UserError, match="window"):
+    _make("routing", num_clusters=4, local_heads=1)
+
+
+def test_sinkhorn_knows_the_length():
+  got = _make("sinkhorn", block=16, mixture=True)
+  want = jaxattn.sinkhorn(max_length=64, block=16, mixture=True)
+  assert got == (want,)
+
+
 def test_sparse_transformer_interleaves():
   got = _make("sparse_transformer", stride=8, summary=2, subblocks=2)
   want = jaxattn.sparse_transformer(stride=8, summary=2, subblocks=2)
