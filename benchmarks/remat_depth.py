@@ -71,7 +71,7 @@ def _bytes(tree: Any) -> int:
 
 def _config(depth: int, kind: str) -> decoder.DecoderConfig:
   stride = 32
-  form = {
+  form: dict[str, Any] = {
     "num_layers": depth,
     "width": _WIDTH.value,
     "num_heads": 4,

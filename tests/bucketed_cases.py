@@ -80,7 +80,7 @@ def attend(query, key, value, allowed, scale=None):
   scores = jnp.where(allowed, scores, -1e30)
   seen = jnp.any(allowed, axis=-1)
   lse = jax.nn.logsumexp(scores, axis=-1)
-  weights = jnp.exp(scores - lse[..., None]) * allowed
+  weights = jnp.where(allowed, jnp.exp(scores - lse[..., None]), 0.0)
   out = jnp.einsum("bnts,bsnv->btnv", weights, value, precision="highest")
   lse = jnp.where(seen, lse, -jnp.inf)
   return out, jnp.swapaxes(lse, 1, 2)

@@ -65,7 +65,7 @@ def _naive(qkv, query_index, key_index, allowed):
   keep = keep & (query_index >= 0)[..., None] & (key_index >= 0)[..., None, :]
   scores = jnp.where(keep, scores, -1e30)
   lse = jax.nn.logsumexp(scores, axis=-1)
-  weights = jnp.exp(scores - lse[..., None]) * keep
+  weights = jnp.where(keep, jnp.exp(scores - lse[..., None]), 0.0)
   out = jnp.einsum("bncwu,bncuv->bncwv", weights, v, precision="highest")
   return out, jnp.where(keep.any(-1), lse, 0.0)
 

@@ -48,8 +48,8 @@ def _naive(qkv, query_index, key_index, mask):
     out, lse = naive.attend(query, key, value, both)
     seen = ~jnp.isneginf(lse)
     total = total + jnp.where(seen[..., None], out, 0.0)
-    count = count + seen
-  return total / jnp.maximum(count, 1)[..., None], count
+    count = count + seen.astype(jnp.float32)
+  return total / jnp.maximum(count, 1.0)[..., None], count
 
 
 @pytest.mark.parametrize("causal", [False, True])
