@@ -189,3 +189,64 @@ def test_linformer_benchmark_makes_the_table_of_ratios(tmp_path):
   assert "speed_naive" not in late and "memory_naive" in late
   assert "speed, k=16" in output.with_suffix(".md").read_text()
   assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _records(name, output, *arguments):
+  """Runs a benchmark of trainings in small."""
+  command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+  command += ["--steps=3", f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_duplication_benchmark_makes_the_table_of_rounds(tmp_path):
+  output = tmp_path / "out.jsonl"
+  records = _records(
+    "duplication", output, "--word=3", "--chunk=4", "--rows=32",
+    "--train=full,1", "--evaluate=full,2", "--seeds=0,1",
+  )  # fmt: skip
+  found = [(r["train"], r["seed"], r["evaluate"]) for r in records]
+  assert found == [
+    (train, seed, evaluate)
+    for train in ("full", "1")
+    for seed in (0, 1)
+    for evaluate in ("full", "2")
+  ]
+  # A row fits in a chunk and the one before: rounds make no difference.
+  assert all(0 <= r["accuracy"] <= 1 and r["loss"] > 0 for r in records)
+  assert "eval 2" in output.with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+def test_recall_and_sorting_benchmarks_compare_methods(tmp_path):
+  output = tmp_path / "recall.jsonl"
+  records = _records(
+    "associative_recall", output, "--length=32", "--clusters=4", "--rows=16",
+    "--methods=routing+local,random", "--seeds=3",
+  )  # fmt: skip
+  assert [r["method"] for r in records] == ["routing+local", "random"]
+  assert {r["window"] for r in records} == {8}
+  assert "recalled" in output.with_suffix(".md").read_text()
+  output = tmp_path / "sorting.jsonl"
+  records = _records(
+    "sorting", output, "--count=8", "--symbols=5", "--block=4", "--rows=16",
+    "--methods=sinkhorn,local", "--seeds=0",
+  )  # fmt: skip
+  assert [r["method"] for r in records] == ["sinkhorn", "local"]
+  assert all(0 <= r["exact"] <= r["accuracy"] for r in records)
+  assert "rows right" in output.with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+def test_content_based_benchmark_runs(tmp_path):
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.content_based"]
+  command += ["--lengths=128", "--heads=1", "--depth=8", "--rounds=1"]
+  command += [f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  assert len({r["method"] for r in records}) == 11
+  assert all(r["ms"] > 0 for r in records)

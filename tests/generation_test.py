@@ -148,9 +148,13 @@ def _model(**options: Any) -> tuple[Any, Any]:
     jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))
   )
   rng = np.random.default_rng(2)
-  return model, jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), variables
-  )
+
+  def loud(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return jnp.asarray(rng.normal(size=x.shape), x.dtype)
+
+  return model, jax.tree.map(loud, variables)
 
 
 def _naive(model, variables, prompt, count):
@@ -199,6 +203,23 @@ class GenerateTest(parameterized.TestCase):
       eos_id=eos,
     )
     np.testing.assert_array_equal(got, cut)
+
+  def test_methods_that_do_not_decode_read_whole_rows(self):
+    # In one chunk, so that what is not there yet cannot move the others.
+    method = jaxattn.reformer(chunk=16, num_buckets=2)
+    model, variables = _model(methods=(method, jaxattn.dense()))
+    prompts = ([5, 1, 7, 2], [3, 4])
+    got = generation.generate(
+      model,
+      variables,
+      jnp.array([p + [9] * (4 - len(p)) for p in prompts]),
+      prompt_lengths=jnp.array([4, 2]),
+      max_new_tokens=6,
+      temperature=0.0,
+    )
+    want = [_naive(model, variables, p, 6) for p in prompts]
+    np.testing.assert_array_equal(got, want)
+    self.assertGreater(len(np.unique(want)), 2)
 
   def test_compiles_once(self):
     model, variables = _model(num_layers=1)
