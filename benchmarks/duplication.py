@@ -101,12 +101,10 @@ def table(records: list[dict[str, Any]]) -> str:
       for r in records
       if (r["train"], r["evaluate"]) == (train, evaluate)
     ]
-    spread = " to ".join(
-      f"{100 * x:.1f}" for x in sorted({min(found), max(found)})
+    mean, low, high = (
+      f"{100 * f(found):.1f}" for f in (np.mean, np.min, np.max)
     )
-    return f"{100 * np.mean(found):.1f}" + (
-      f" ({spread})" if len(found) > 1 else ""
-    )
+    return mean if low == high else f"{mean} ({low} to {high})"
 
   rows = []
   for train in dict.fromkeys(r["train"] for r in records):
