@@ -23,12 +23,12 @@ from experiments.synthetic import sorting
 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Of trainings.")
 _METHODS = flags.DEFINE_list("methods", [], "Which; all without it.")
-_COUNT = flags.DEFINE_integer("count", 64, "Symbols to sort.", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", 32, "Symbols to sort.", lower_bound=1)
 _SYMBOLS = flags.DEFINE_integer(
-  "symbols", 64, "Different symbols.", lower_bound=2
+  "symbols", 32, "Different symbols.", lower_bound=2
 )
-_BLOCK = flags.DEFINE_integer("block", 16, "Tokens in a block.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 1000, "Of training.", lower_bound=1)
+_BLOCK = flags.DEFINE_integer("block", 8, "Tokens in a block.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 1500, "Of training.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 32, "Rows a step.", lower_bound=1)
 _RATE = flags.DEFINE_float("learning_rate", 2e-3, "After 100 steps of warm-up.")
 _ROWS = flags.DEFINE_integer(
