@@ -3,7 +3,7 @@ r"""Memory of a deep decoder against its depth, by what is kept or recomputed.
   python -m benchmarks.remat_depth
   pip install 'jax[tpu]'
   python -m benchmarks.remat_depth --topology=v5e:2x2
-  python -m benchmarks.remat_depth --method=reformer --kinds=none,reversible \
+  python -m benchmarks.remat_depth --method=reformer --kinds=none,full,reversible \
     --output=benchmarks/results/reversible_depth.jsonl
 
 Counts, for the Sparse Transformer's form of the decoder or one with Reformer's
@@ -11,8 +11,9 @@ attention in every layer, the bytes that the forward pass leaves for the
 backward pass (parameters aside), and the temporary memory that the compiler
 plans for the loss and its gradients. With a `--topology` it compiles for one
 device of that kind of TPU, which need not be there. XLA's compiler for CPUs
-drops the barriers that keep recomputation apart from the forward pass and
-merges the two, so that there only the first count shows the whole effect.
+drops the barriers by which `jax.checkpoint` keeps recomputation apart from the
+forward pass and merges the two, so that there only the first count shows its
+whole effect; reversible residuals do not depend on barriers.
 """
 
 import functools

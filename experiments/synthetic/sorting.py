@@ -39,8 +39,8 @@ class Sorting:
   Source: Tay et al., 2020, https://arxiv.org/abs/2002.11296, section 4.1.
   """
 
-  symbols: int = 64
-  count: int = 64
+  symbols: int = 32
+  count: int = 32
   layers: int = 2
   width: int = 128
   heads: int = 4

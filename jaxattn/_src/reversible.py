@@ -6,7 +6,9 @@ from typing import Any
 from typing import Protocol
 
 import jax
+import jax.extend
 import jax.numpy as jnp
+import numpy as np
 
 
 class Branch(Protocol):
@@ -124,16 +126,58 @@ def _backward(branches: tuple[Branch, ...], rest: Any, cotangent: Any) -> Any:
   for i in reversed(range(len(branches))):
     to, source = i % 2, 1 - i % 2
 
-    def again(own: Any, x: jax.Array, i: int = i) -> jax.Array:
-      return branches[i](own, x, kept[i])[0].astype(jnp.float32)
+    def step(own: Any, x: jax.Array, slope: jax.Array, i: int = i) -> Any:
+      def again(own: Any, x: jax.Array) -> jax.Array:
+        return branches[i](own, x, kept[i])[0].astype(jnp.float32)
 
-    delta, pull = jax.vjp(again, params[i], streams[source])
-    of_params[i], slope = pull(slopes[to])
+      delta, pull = jax.vjp(again, own, x)
+      return delta, *pull(slope)
+
+    delta, of_params[i], slope = _apart(
+      step, params[i], streams[source], slopes[to]
+    )
     streams[to] = streams[to] - delta
     slopes[source] = slopes[source] + slope
     # Without it a branch may be scheduled before the one whose memory it needs.
     streams, slopes = jax.lax.optimization_barrier((streams, slopes))
   return tuple(of_params), slopes[0], slopes[1]
+
+
+def _apart(step: Any, own: Any, x: jax.Array, slope: jax.Array) -> Any:
+  """Runs a step so that all of it is done, and its memory free, before others.
+
+  XLA's compiler for CPUs drops barriers, and would leave the gradients of
+  parameters to the end of the program, with all that they need. What is inside
+  a condition it cannot move.
+  """
+  if x.size == 0:
+    return step(own, x, slope)
+  traced, shapes = jax.make_jaxpr(step, return_shape=True)(own, x, slope)
+  leaves, structure = jax.tree.flatten(shapes)
+  numbers = [n for n in leaves if n.dtype != jax.dtypes.float0]
+  call = jax.extend.core.jaxpr_as_fun(traced)
+
+  def run(*given: Any) -> list[jax.Array]:
+    return [f for f in call(*given) if f.dtype != jax.dtypes.float0]
+
+  def nothing(*given: Any) -> list[jax.Array]:
+    del given
+    return [jnp.full(n.shape, jnp.nan, n.dtype) for n in numbers]
+
+  def on_cpu(*given: Any) -> list[jax.Array]:
+    first = x.reshape(-1)[0]
+    return jax.lax.cond(first == first, run, nothing, *given)
+
+  given = jax.tree.leaves((own, x, slope))
+  found = jax.lax.platform_dependent(*given, cpu=on_cpu, default=run)
+  done = iter(found)
+  return jax.tree.unflatten(
+    structure,
+    [
+      np.zeros(n.shape, n.dtype) if n.dtype == jax.dtypes.float0 else next(done)
+      for n in leaves
+    ],
+  )
 
 
 _run.defvjp(_forward, _backward)

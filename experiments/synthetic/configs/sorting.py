@@ -1,4 +1,4 @@
-r"""Sorting 64 of 64 symbols.
+r"""Sorting 32 of 32 symbols.
 
 Command:
   python -m experiments.synthetic.main --workdir=runs/sorting \
@@ -6,14 +6,15 @@ Command:
 
 Hardware: 2 cores of an AMD EPYC.
 Result: the table of `python -m benchmarks.sorting`, which trains in the same
-way over several seeds, stands in benchmarks/results/sorting.md.
+way over several seeds, stands in benchmarks/results/sorting.md: 58.9% of the
+symbols right, 45.4% with local attention, 99.1% with full attention.
 """
 
 from experiments.synthetic import train
 
 _OPTIONS = {
-  "sinkhorn": {"block": 16},
-  "sliding_window": {"window": 16},
+  "sinkhorn": {"block": 8},
+  "sliding_window": {"window": 8},
 }
 
 
@@ -23,7 +24,7 @@ def get_config(method: str = "sinkhorn") -> train.Config:
     task="sorting",
     method=method,
     method_options=_OPTIONS.get(method, {}),
-    steps=1000,
+    steps=1500,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=100,
