@@ -174,7 +174,12 @@ class Piece:
 
 @functools.lru_cache(maxsize=256)
 def compile_pattern(
-  pattern: patterns.Pattern, q_len: int, k_len: int, tile: int | None = None
+  pattern: patterns.Pattern,
+  q_len: int,
+  k_len: int,
+  tile: int | None = None,
+  *,
+  whole: bool = False,
 ) -> tuple[Piece, ...]:
   """Compiles a pattern to pieces whose edges are exactly its own.
 
@@ -185,13 +190,17 @@ def compile_pattern(
     q_len: T.
     k_len: S.
     tile: tokens in a tile; None chooses by a cost model.
+    whole: whether tiles have this size even where there are fewer tokens.
 
   Returns:
     The pieces; none when the pattern is empty.
   """
   pattern = pattern.resolve(q_len, k_len)
   if len(pattern.addends) > 1:
-    compiled = [compile_pattern(p, q_len, k_len, tile) for p in pattern.addends]
+    compiled = [
+      compile_pattern(p, q_len, k_len, tile, whole=whole)
+      for p in pattern.addends
+    ]
     return tuple(itertools.chain(*compiled))
   groups = _groups(_terms(pattern), q_len, k_len, tile)
   pieces, earlier = [], None
@@ -199,7 +208,7 @@ def compile_pattern(
     union = functools.reduce(patterns.Or, terms)
     owned = union if earlier is None else union - earlier
     earlier = union if earlier is None else earlier | union
-    query, key = _maps(stride, columns, owned, q_len, k_len, tile)
+    query, key = _maps(stride, columns, owned, q_len, k_len, tile, whole)
     layout = _layout(owned, query, key)
     if layout.tiles:
       pieces.append(Piece(query, key, layout, owned))
@@ -264,6 +273,7 @@ def _maps(
   q_len: int,
   k_len: int,
   tile: int | None,
+  whole: bool = False,
 ) -> tuple[Fold, Fold | Columns]:
   """Index maps of a way of re-indexing, with the cheaper tile if none given."""
   k_size = len(columns) if columns else _ceil(k_len, stride)
@@ -272,6 +282,8 @@ def _maps(
     # No wider than the tokens there are, in steps of a vector register.
     bq = min(size, 8 * _ceil(_ceil(q_len, stride), 8))
     bk = min(size, 8 * _ceil(k_size, 8))
+    if whole:
+      bq = bk = size
     query = Fold(q_len, stride, bq)
     return query, Columns(columns, bk) if columns else Fold(k_len, stride, bk)
 

@@ -15,7 +15,8 @@ from jaxattn._src import masks
 from jaxattn._src import merge
 from jaxattn._src import patterns
 from jaxattn._src import relative as relative_lib
-from jaxattn._src.engines import tile_maps
+from jaxattn._src.engines import backends
+from jaxattn._src.engines import piece_passes
 from jaxattn._src.engines import tile_passes
 
 
@@ -83,7 +84,14 @@ def block_sparse(
     relative.check(batch, q_len, k_len, heads)
   if tile is not None and (tile < 8 or tile % 8):
     raise ValueError(f"tile must be a positive multiple of 8, got {tile}.")
-  dispatch.choose("block_sparse", implementation)
+  scale = depth**-0.5 if scale is None else float(scale)
+  choice = dispatch.choose(
+    "block_sparse",
+    implementation,
+    backends.obstacles(
+      query, key, value, relative=relative is not None, scale=scale, tile=tile
+    ),
+  )
   per_head = _per_head(
     pattern, heads, causal=mask.causal and not mask.dynamic_causal
   )
@@ -91,7 +99,8 @@ def block_sparse(
     q_len=q_len,
     k_len=k_len,
     tile=tile,
-    scale=depth**-0.5 if scale is None else float(scale),
+    scale=scale,
+    choice=choice,
     label=None if relative is None else relative.label,
     budget=dispatch.score_budget(),
     precision=dispatch.precision(query.dtype),
@@ -115,12 +124,27 @@ class _Call:
   label: relative_lib.Label | None
   budget: int
   precision: Any
+  choice: dispatch.Choice
 
   shared: bool = False  # Whether all queries share the relative logits.
 
-  def plan(self, piece: layout_lib.Piece) -> tile_passes.Plan:
-    return tile_passes.Plan(
+  def place(self, piece: layout_lib.Piece, stacked: bool) -> piece_passes.Task:
+    plan = tile_passes.Plan(
       piece, self.scale, self.budget, self.label, self.shared, self.precision
+    )
+    return piece_passes.Task(
+      plan, self.q_len, self.k_len, stacked, self.choice.interpret
+    )
+
+  def compile(self, pattern: patterns.Pattern) -> tuple[layout_lib.Piece, ...]:
+    """Compiles a pattern to the tiles that the backend takes."""
+    tile = backends.tile(self.choice.name, pattern, self.q_len, self.k_len)
+    return layout_lib.compile_pattern(
+      pattern,
+      self.q_len,
+      self.k_len,
+      tile or self.tile,
+      whole=tile is not None,
     )
 
 
@@ -185,19 +209,14 @@ def _flatten(query, key, value, mask: masks.Mask, relative):
 def _by_head(call, per_head, query, key, value, query_ids, key_ids, logits):
   """Runs heads of equal structure together, and puts them in order."""
   if len(per_head) == 1:
-    pieces = layout_lib.compile_pattern(
-      per_head[0], call.q_len, call.k_len, call.tile
-    )
+    pieces = call.compile(per_head[0])
     return _run(
       call, pieces, False, query, key, value, query_ids, key_ids, logits
     )
   group = query.shape[-2] // key.shape[-2]
   key, value = (jnp.repeat(x, group, axis=-2) for x in (key, value))
   alike: dict[Any, list[int]] = {}
-  compiled = [
-    layout_lib.compile_pattern(p, call.q_len, call.k_len, call.tile)
-    for p in per_head
-  ]
+  compiled = [call.compile(p) for p in per_head]
   for head, pieces in enumerate(compiled):
     alike.setdefault(tuple((p.query, p.key) for p in pieces), []).append(head)
   outs, order = [], []
@@ -263,104 +282,41 @@ def _attend(
   call, pieces, stacked, query, key, value, query_ids, key_ids, logits
 ):
   """Merges the pieces' attention; its backward hands each the merged lse."""
-  partials = []
-  for piece in pieces:
-    data = _cut(
-      call, piece, stacked, query, key, value, query_ids, key_ids, logits
-    )
-    out, lse = tile_passes.query_pass(call.plan(piece), data)
-    put = functools.partial(
-      tile_maps.put_heads,
-      index_map=piece.query,
-      length=call.q_len,
-      heads=query.shape[2],
-      stacked=stacked,
-    )
-    partials.append(merge.Partial(put(out), put(lse[..., None])[..., 0]))
+  inputs = piece_passes.Inputs(query, key, value, query_ids, key_ids, logits)
+  forward = backends.passes(call.choice.name).forward
+  partials = [
+    forward(call.place(piece, stacked), inputs) for piece in pieces
+  ]
   return tuple(merge.merge(*partials))
 
 
-def _attend_forward(
-  call, pieces, stacked, query, key, value, query_ids, key_ids, logits
-):
-  inputs = (query, key, value, query_ids, key_ids, logits)
+def _attend_forward(call, pieces, stacked, *inputs):
   out, lse = _attend(call, pieces, stacked, *inputs)
-  return (out, lse), (inputs, out, lse)
+  # Kernels round the output to the dtype of the queries: more is not worth
+  # the memory.
+  kept = out if call.choice.name == "xla" else out.astype(inputs[0].dtype)
+  return (out, lse), (inputs, kept, lse)
 
 
 def _attend_backward(call, pieces, stacked, saved, cotangents):
   inputs, out, lse = saved
   dout, dlse = cotangents
-  query, key, value, _, _, logits = inputs
-  heads, kv_heads = query.shape[2], key.shape[2]
+  inputs = piece_passes.Inputs(*inputs)
   delta = jnp.sum(out * dout, axis=-1) - dlse
   # A row without edges has no weights: any finite lse gives it zeros.
   lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
-  dout = dout.astype(value.dtype)
-  grads: list[Any] = []
-  for piece in pieces:
-    data = _cut(call, piece, stacked, *inputs)
-    cut = functools.partial(
-      tile_maps.cut_heads,
-      index_map=piece.query,
-      kv_heads=kv_heads,
-      stacked=stacked,
-    )
-    rows = (
-      cut(dout),
-      cut(lse[..., None])[..., 0],
-      cut(delta[..., None])[..., 0],
-    )
-    plan = call.plan(piece)
-    dq, dlogits = tile_passes.query_gradient_pass(plan, data, *rows)
-    dk, dv = tile_passes.key_pass(plan, data, *rows)
-    put = functools.partial(tile_maps.put_heads, stacked=stacked)
-    found = [
-      put(dq * call.scale, piece.query, call.q_len, heads),
-      put(dk * call.scale, piece.key, call.k_len, kv_heads),
-      put(dv, piece.key, call.k_len, kv_heads),
-    ]
-    if logits is not None:
-      if call.shared:
-        dlogits = dlogits.reshape(logits.shape)
-      else:
-        dlogits = put(dlogits, piece.query, call.q_len, heads)
-      found.append(dlogits)
-    grads.append(found)
+  rows = piece_passes.Rows(dout.astype(inputs.value.dtype), lse, delta)
+  backward = backends.passes(call.choice.name).backward
+  grads = [
+    backward(call.place(piece, stacked), inputs, rows) for piece in pieces
+  ]
   grads = [functools.reduce(jnp.add, same) for same in zip(*grads, strict=True)]
   dq, dk, dv = (
     g.astype(x.dtype) for g, x in zip(grads[:3], inputs[:3], strict=True)
   )
+  logits = inputs.logits
   dlogits = None if logits is None else grads[3].astype(logits.dtype)
   return dq, dk, dv, None, None, dlogits
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _cut(call, piece, stacked, query, key, value, query_ids, key_ids, logits):
-  """Tiles of all inputs of a piece."""
-  kv_heads = key.shape[2]
-
-  def heads(x: jax.Array, index_map: tile_maps.Map) -> jax.Array:
-    return tile_maps.cut_heads(x, index_map, kv_heads, stacked=stacked)
-
-  def ids(found: tile_passes.Ids, index_map: tile_maps.Map) -> tile_passes.Ids:
-    return tile_passes.Ids(
-      *(None if x is None else tile_maps.cut(x, index_map) for x in found)
-    )
-
-  if logits is not None:
-    if call.shared:
-      rows, _, num, size = logits.shape
-      logits = logits.reshape(rows, kv_heads, 1, num // kv_heads, 1, size)
-    else:
-      logits = heads(logits, piece.query)
-  return tile_passes.Operands(
-    query=heads(query, piece.query),
-    key=heads(key, piece.key),
-    value=heads(value, piece.key),
-    query_ids=ids(query_ids, piece.query),
-    key_ids=ids(key_ids, piece.key),
-    logits=logits,
-  )

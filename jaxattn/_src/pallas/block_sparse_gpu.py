@@ -32,14 +32,24 @@ class Config:
     slots: tiles of keys and values in shared memory.
     turns: whether the two warpgroups take turns on the tensor cores, so that
       one multiplies while the other does its exponentials.
-    backward_step: columns of a step of the backward kernels.
-    backward_slots: steps of it in shared memory.
+    query_step: keys of a step of the kernel of query gradients.
+    query_slots: steps of it in shared memory.
+    key_step: queries of a step of the kernel of key gradients.
+    key_slots: steps of it in shared memory.
+    paired: whether that kernel issues both products of a step at once.
   """
 
   slots: int = 2
   turns: bool = True
-  backward_step: int = 64
-  backward_slots: int = 2
+  query_step: int = 64
+  query_slots: int = 2
+  key_step: int = 64
+  key_slots: int = 2
+  paired: bool = False
+
+
+# By the size of heads.
+CONFIGS = {64: Config(slots=4), 128: Config()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +305,7 @@ class _Worker:
     acc, top, total = carry
     slot = lax.rem(j, jnp.int32(self.shape.slots))
     self.streams[0].wait(slot)
-    scores = mosaic.product(query, keys.at[slot])
+    (scores,) = mosaic.products((query, keys.at[slot]))
     self.streams[0].release(slot)
     self.meet()
     masking = self.problem.masking()

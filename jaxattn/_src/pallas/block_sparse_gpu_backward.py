@@ -121,13 +121,15 @@ class _Sizes:
   ) -> "_Sizes":
     config, group = problem.config, query.shape[2] // key.shape[2]
     longest = int(problem.rows(by_key=by_key).degree.max())
-    steps = longest * (TILE // config.backward_step) * (group if by_key else 1)
+    step = config.key_step if by_key else config.query_step
+    slots = config.key_slots if by_key else config.query_slots
+    steps = longest * (TILE // step) * (group if by_key else 1)
     return cls(
       depth=query.shape[-1],
       width=value.shape[-1],
       group=group,
-      step=config.backward_step,
-      slots=max(1, min(config.backward_slots, steps)),
+      step=step,
+      slots=max(1, min(slots, steps)),
       dtype=query.dtype,
     )
 
@@ -306,12 +308,13 @@ def _query_kernel(
       acc, lse, delta = carry
       slot = lax.rem(j, jnp.int32(sizes.slots))
       keys.wait(slot)
-      scores = mosaic.product(rows[0].at[group], columns[0].at[slot])
+      values.wait(slot)
+      scores, slopes = mosaic.products(
+        *((rows[i].at[group], columns[i].at[slot]) for i in range(2))
+      )
+      values.release(slot)
       scores = this.masked(scores, j, partial=partial)
       weights = this.weights(scores, lse, 0)
-      values.wait(slot)
-      slopes = mosaic.product(rows[1].at[group], columns[1].at[slot])
-      values.release(slot)
       slopes = weights * (slopes - mosaic.spread(delta, slopes.shape, 0))
       acc = mosaic.add_product(
         acc, slopes.astype(sizes.dtype), columns[0].at[slot], problem.interpret
@@ -381,24 +384,31 @@ def _key_kernel(
     def step(j: Any, carry: Any, *, partial: bool, head: Any = 0) -> Any:
       dkey, dvalue = carry
       slot = lax.rem(j + head * steps, jnp.int32(sizes.slots))
+      pairs = [(rows[i].at[group], columns[i].at[slot]) for i in range(2)]
       queries.wait(slot)
-      scores = mosaic.product(rows[0].at[group], columns[0].at[slot])
+      if problem.config.paired:
+        douts.wait(slot)
+        scores, slopes = mosaic.products(*pairs)
+      else:
+        (scores,), slopes = mosaic.products(pairs[0]), None
       scores = this.masked(scores, j, partial=partial)
       lses.wait(slot)
       lse = mosaic.load(vectors[0].at[slot], mosaic.BY_COLUMN) * mosaic.LOG2E
       lses.release(slot)
-      weights = this.weights(scores, lse, 1)
-      douts.wait(slot)
+      weights = this.weights(scores, lse, 1).astype(sizes.dtype)
+      if slopes is None:
+        douts.wait(slot)
       dvalue = mosaic.add_product(
-        dvalue, weights.astype(sizes.dtype), columns[1].at[slot],
-        problem.interpret,
+        dvalue, weights, columns[1].at[slot], problem.interpret
       )
-      slopes = mosaic.product(rows[1].at[group], columns[1].at[slot])
+      if slopes is None:
+        (slopes,) = mosaic.products(pairs[1])
       douts.release(slot)
       deltas.wait(slot)
       delta = mosaic.load(vectors[1].at[slot], mosaic.BY_COLUMN)
       deltas.release(slot)
-      slopes = weights * (slopes - mosaic.spread(delta, slopes.shape, 1))
+      slopes -= mosaic.spread(delta, slopes.shape, 1)
+      slopes *= weights.astype(jnp.float32)
       dkey = mosaic.add_product(
         dkey, slopes.astype(sizes.dtype), columns[0].at[slot], problem.interpret
       )

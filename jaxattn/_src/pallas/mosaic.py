@@ -40,15 +40,19 @@ def full(rows: int, value: float) -> jax.Array:
   return plgpu.layout_cast(jnp.full((rows,), value, jnp.float32), BY_ROW)
 
 
-def product(first: Any, second: Any) -> jax.Array:
-  """`first @ second^T` of two tiles in shared memory, float32."""
+def products(*pairs: tuple[Any, Any]) -> list[jax.Array]:
+  """`first @ second^T` of pairs of tiles in shared memory, float32.
 
-  def run(acc: Any) -> jax.Array:
-    plgpu.wgmma(acc, first, second.transpose((1, 0)))
-    return acc[...]
+  All are issued before the first is waited for.
+  """
 
-  shape = (first.shape[0], second.shape[0])
-  return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
+  def run(*accs: Any) -> list[jax.Array]:
+    for acc, (first, second) in zip(accs, pairs, strict=True):
+      plgpu.wgmma(acc, first, second.transpose((1, 0)))
+    return [acc[...] for acc in accs]
+
+  shapes = [(first.shape[0], second.shape[0]) for first, second in pairs]
+  return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
 
 
 def add_product(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxattn._src import layout as layout_lib
 
 # A row of more tiles than this many mean ones is computed in parts.
-_LONGEST = 4
+_LONGEST = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""Times the sizes that the Hopper kernels can run with.
+
+  python -m benchmarks.tune_hopper
+  python -m benchmarks.tune_hopper --length=16384 --depth=64
+
+Prints, for a causal window and for dense causal attention in bfloat16, the time
+and rate of the forward pass and of each gradient kernel with every candidate.
+The best ones are written into `CONFIGS` of the kernels by hand.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app
+from absl import flags
+
+from jaxattn import patterns
+from jaxattn._src import layout
+from jaxattn._src.pallas import block_sparse_gpu
+from jaxattn._src.pallas import block_sparse_gpu_backward
+
+_LENGTH = flags.DEFINE_integer("length", 65536, "Tokens.", lower_bound=128)
+_WINDOW = flags.DEFINE_integer("window", 4096, "Of them.", lower_bound=1)
+_DEPTH = flags.DEFINE_integer("depth", 128, "Size of heads.")
+_HEADS = flags.DEFINE_integer("heads", 8, "Of queries.", lower_bound=1)
+_GROUP = flags.DEFINE_integer("group", 1, "Query heads for one of keys.")
+
+_FORWARD = [{"slots": s, "turns": t} for s in (2, 3, 4) for t in (True, False)]
+_QUERY = [
+  {"query_step": size, "query_slots": slots}
+  for size, slots in ((64, 2), (64, 3), (64, 4), (128, 2))
+]
+_KEY = [
+  {"key_step": 64, "key_slots": slots, "paired": paired}
+  for slots in (2, 3, 4)
+  for paired in (False, True)
+]
+
+
+def seconds(function: Callable[[], Any], budget: float = 0.15) -> float:
+  """Seconds a call, of the fastest of some batches of calls."""
+  jax.block_until_ready(function())
+
+  def batch(count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+      out = function()
+    jax.block_until_ready(out)
+    return (time.perf_counter() - start) / count
+
+  count = max(1, int(budget / 3 / max(batch(2), 1e-6)))
+  return min(batch(count) for _ in range(3))
+
+
+def main(argv: list[str]) -> None:
+  """Tries all candidates."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}.")
+  rngs = jax.random.split(jax.random.key(0), 4)
+  length, depth, heads = _LENGTH.value, _DEPTH.value, _HEADS.value
+  shape = (1, length, heads, depth)
+  fewer = (1, length, heads // _GROUP.value, depth)
+  query, key, value, dout = (
+    jax.random.normal(rng, s, jnp.bfloat16)
+    for rng, s in zip(rngs, (shape, fewer, fewer, shape), strict=True)
+  )
+  for name, pattern in (
+    ("window", patterns.Window(_WINDOW.value - 1, 0)),
+    ("causal", patterns.Causal()),
+  ):
+    (piece,) = layout.compile_pattern(pattern, length, length, 128, whole=True)
+    problem = block_sparse_gpu.Problem(piece, None, depth**-0.5)
+    flops = 2 * piece.layout.scores * heads * depth
+
+    def report(
+      kind: str, option: dict[str, Any], products: int, call: Any, *args: Any,
+      problem: Any = problem, name: str = name, flops: int = flops,
+    ) -> None:
+      config = dataclasses.replace(block_sparse_gpu.CONFIGS[depth], **option)
+      which = dataclasses.replace(problem, config=config)
+      try:
+        run = jax.jit(functools.partial(call, which)).lower(*args).compile()
+        took = seconds(lambda: run(*args))
+      except Exception as error:  # A size that does not fit is a result.
+        text = str(error).splitlines()[0][:80]
+        print(f"{name:7} {kind:8} {option}: {text}", flush=True)
+        return
+      rate = products * flops / took / 1e12
+      print(
+        f"{name:7} {kind:8} {took * 1e3:8.3f} ms {rate:6.0f} TFLOP/s {option}",
+        flush=True,
+      )
+
+    out, lse = jax.jit(functools.partial(block_sparse_gpu.forward, problem))(
+      query, key, value, {}
+    )
+    delta = jnp.sum(out.astype(jnp.float32) * dout, -1).swapaxes(1, 2)
+    given = (query, key, value, {})
+    for option in _FORWARD:
+      report("forward", option, 2, block_sparse_gpu.forward, *given)
+    back = (*given, dout, lse, delta)
+    for option in _QUERY:
+      call = block_sparse_gpu_backward.query_gradient
+      report("queries", option, 3, call, *back)
+    for option in _KEY:
+      call = block_sparse_gpu_backward.key_gradients
+      report("keys", option, 4, call, *back)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,221 @@
+"""The Hopper kernels: interpreted here, compiled and compared on a device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn
+from jaxattn import patterns
+from jaxattn._src import dispatch
+from jaxattn._src import layout
+from jaxattn._src.pallas import row_tables
+
+mosaic_gpu = pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
+_VERSION = tuple(int(x) for x in jax.__version__.split(".")[:2])
+_interpreted = pytest.mark.skipif(
+  _VERSION < (0, 11), reason="the kernels need jax 0.11"
+)
+
+
+def _inputs(length, heads, kv_heads, depth, width=None, batch=1, dtype="bfloat16"):
+  shapes = [(heads, depth), (kv_heads, depth), (kv_heads, width or depth)]
+  shapes.append((heads, width or depth))
+  rngs = jax.random.split(jax.random.key(0), 4)
+  return [
+    jax.random.normal(rng, (batch, length, *shape)).astype(dtype)
+    for rng, shape in zip(rngs, shapes, strict=True)
+  ]
+
+
+def _pull(attend, query, key, value, dout):
+  """Outputs and gradients, of the output and of lse."""
+  out, pull = jax.vjp(attend, query, key, value)
+  dlse = jnp.where(jnp.isneginf(out.lse), 0.0, 0.5)
+  return (*out, *pull(type(out)(dout.astype(jnp.float32), dlse)))
+
+
+def _compare(pattern, mask, arrays, interpret):
+  attend = functools.partial(
+    jaxattn.block_sparse, pattern=pattern, mask=mask, return_lse=True
+  )
+  with dispatch.emulate("hopper", interpret):
+    got = _pull(functools.partial(attend, implementation="pallas"), *arrays)
+  wide = [x.astype(jnp.float32) for x in arrays]
+  want = _pull(functools.partial(attend, implementation="xla"), *wide)
+  for g, w in zip(got, want, strict=True):
+    g, w = (np.asarray(x, np.float32) for x in (g, w))
+    np.testing.assert_array_equal(np.isneginf(g), np.isneginf(w))
+    g, w = (np.where(np.isneginf(x), 0, x) for x in (g, w))
+    # Weights and results are rounded to 8 bits; sums of many such terms.
+    np.testing.assert_allclose(g, w, atol=2e-2 * max(1.0, np.abs(w).max()))
+    assert np.linalg.norm(g - w) <= 1e-2 * np.linalg.norm(w)
+
+
+def _valid(length, counts):
+  return jnp.arange(length)[None] < jnp.array(counts)[:, None]
+
+
+def _cases(length):
+  rng = np.random.default_rng(0)
+  segments = jnp.asarray(np.sort(rng.integers(0, 3, (1, length))))
+  by_head = tuple(
+    patterns.RandomBlocks(1, 32, seed=i) | patterns.Window(32, 32)
+    for i in range(4)
+  )
+  packed = jaxattn.Mask(query_segment_ids=segments, key_segment_ids=segments)
+  place = jnp.arange(length)[None] * 2
+  moved = jaxattn.Mask(
+    causal=True, query_positions=place, key_positions=place + 1
+  )
+  padded = jaxattn.Mask(
+    key_valid=_valid(length, [length - 40]),
+    query_valid=_valid(length, [length - 7]),
+  )
+  window = patterns.Window(100, 0)
+  return {
+    "window": (window, jaxattn.FULL),
+    "segments": (window, packed),
+    "positions": (patterns.Window(64, 64), moved),
+    "padding": (patterns.Window(64, 64) | patterns.Global(16), padded),
+    "strided": (patterns.Strided(8) | patterns.Window(8, 0), jaxattn.CAUSAL),
+    "by head": (by_head, jaxattn.FULL),
+    "no edges": (patterns.Window(20, -10), jaxattn.FULL),
+  }
+
+
+@_interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(_cases(8)))
+def test_interpreted_kernels_equal_the_portable_engine(name):
+  pattern, mask = _cases(200)[name]
+  arrays = _inputs(200, 4, 2, 40, 64)
+  _compare(pattern, mask, arrays, mosaic_gpu.InterpretGPUParams())
+
+
+@_interpreted
+@pytest.mark.slow
+def test_no_races():
+  arrays = _inputs(256, 1, 1, 64)
+  params = mosaic_gpu.InterpretGPUParams(detect_races=True)
+  _compare(patterns.Window(100, 0), jaxattn.FULL, arrays, params)
+
+
+@_interpreted
+@pytest.mark.slow
+def test_long_rows_are_computed_in_parts():
+  pattern = patterns.Window(16, 16) | patterns.Global(8)
+  (piece,) = layout.compile_pattern(pattern, 1536, 1536, 128, whole=True)
+  assert row_tables.rows(piece.layout, None).parts.shape[1:] == (1, 2)
+  arrays = _inputs(1536, 1, 1, 64)
+  params = mosaic_gpu.InterpretGPUParams()
+  _compare(pattern, jaxattn.FULL, arrays, params)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(_cases(8)))
+@pytest.mark.parametrize("depth", [64, 128])
+def test_kernels_on_the_device_equal_the_portable_engine(name, depth):
+  pattern, mask = _cases(1000)[name]
+  _compare(pattern, mask, _inputs(1000, 4, 2, depth), None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_long_pattern_on_the_device(dtype):
+  pattern = patterns.Window(192, 192) | patterns.Global(128)
+  pattern |= patterns.RandomBlocks(3, 64)
+  arrays = _inputs(8192, 2, 1, 64, batch=2, dtype=dtype)
+  _compare(pattern, jaxattn.FULL, arrays, None)
+
+
+@pytest.mark.parametrize(
+  "pattern, band",
+  [
+    (patterns.Window(100, 0), row_tables.Band(-100, 0, None)),
+    (patterns.Window(50, 70), row_tables.Band(-50, 70, None)),
+    (patterns.Causal(), row_tables.Band(None, 0, None)),
+    (patterns.Window(64, 64) | patterns.Global(3), None),
+  ],
+)
+def test_bands_are_recognized(pattern, band):
+  (piece,) = layout.compile_pattern(pattern, 512, 512, 128, whole=True)
+  assert row_tables.band(piece, None) == band
+
+
+def test_a_band_ends_with_the_keys():
+  (piece,) = layout.compile_pattern(
+    patterns.Window(50, 70), 300, 300, 128, whole=True
+  )
+  assert row_tables.band(piece, None) == row_tables.Band(-50, 70, 300)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("heads", [None, 2])
+def test_runs_hold_every_tile_once(transpose, heads):
+  pattern = patterns.Window(16, 16) | patterns.Global(8)
+  (piece,) = layout.compile_pattern(pattern, 900, 900, 32, whole=True)
+  found = piece.layout
+  if heads:
+    found = layout.stack((found,) * heads)
+  rows = row_tables.rows(found, heads, transpose=transpose)
+  seen = []
+  for at in range(len(rows.row)):
+    first, count = rows.start[at], rows.degree[at]
+    cols = rows.cols[first : first + count]
+    tables = rows.table[first : first + count]
+    assert not tables[: rows.full[at]].any()
+    assert tables[rows.full[at] :].all()
+    head = 0 if rows.head is None else rows.head[at]
+    seen += [(head, rows.row[at], col) for col in cols]
+  per_head = piece.layout.num_cols
+  want = [
+    (c // per_head, c % per_head, r % per_head)
+    if transpose
+    else (r // per_head, r % per_head, c % per_head)
+    for r, c in zip(found.rows, found.cols, strict=True)
+  ]
+  assert sorted(seen) == sorted(want)
+  places = [(0 if rows.head is None else rows.head[i], rows.slot[i])
+            for i in range(len(rows.row))]
+  assert len(set(places)) == len(places)
+  assert rows.parts.shape[1] > 0
+  assert np.all(np.diff(rows.degree) <= 0)
+
+
+def _choose(arrays, **kwargs):
+  with dispatch.emulate("hopper"):
+    return jax.eval_shape(
+      functools.partial(
+        jaxattn.block_sparse,
+        pattern=patterns.Causal(),
+        implementation="pallas",
+        **kwargs,
+      ),
+      *arrays[:3],
+    )
+
+
+@_interpreted
+@pytest.mark.parametrize(
+  "arrays, kwargs, match",
+  [
+    (_inputs(8, 1, 1, 64, dtype="float32"), {}, "bfloat16 and float16"),
+    (_inputs(8, 1, 1, 136), {}, "up to 128 features"),
+    (_inputs(8, 1, 1, 64), {"scale": -1.0}, "scale must be positive"),
+    (_inputs(8, 1, 1, 64), {"tile": 64}, "tiles have 128 tokens"),
+  ],
+)
+def test_what_the_kernels_do_not_serve_is_said(arrays, kwargs, match):
+  with pytest.raises(NotImplementedError, match=match):
+    _choose(arrays, **kwargs)
+
+
+def test_elsewhere_kernels_are_refused_by_name():
+  arrays = _inputs(8, 1, 1, 64)[:3]
+  with pytest.raises(NotImplementedError, match="an NVIDIA Hopper GPU or a TPU"):
+    jaxattn.block_sparse(
+      *arrays, pattern=patterns.Causal(), implementation="pallas"
+    )
