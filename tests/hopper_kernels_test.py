@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from jaxattn import patterns
 from jaxattn._src import dispatch
 from jaxattn._src import layout
 from jaxattn._src.pallas import row_tables
+from tests import kernel_cases
 
 mosaic_gpu = pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
 _VERSION = tuple(int(x) for x in jax.__version__.split(".")[:2])
@@ -20,94 +20,21 @@ _interpreted = pytest.mark.skipif(
 )
 
 
-def _inputs(length, heads, kv_heads, depth, width=None, batch=1, dtype="bfloat16"):
-  shapes = [(heads, depth), (kv_heads, depth), (kv_heads, width or depth)]
-  shapes.append((heads, width or depth))
-  rngs = jax.random.split(jax.random.key(0), 4)
-  return [
-    jax.random.normal(rng, (batch, length, *shape)).astype(dtype)
-    for rng, shape in zip(rngs, shapes, strict=True)
-  ]
-
-
-def _pull(attend, query, key, value, dout):
-  """Outputs and gradients, of the output and of lse."""
-  out, pull = jax.vjp(attend, query, key, value)
-  dlse = jnp.where(jnp.isneginf(out.lse), 0.0, 0.5)
-  return (*out, *pull(type(out)(dout.astype(jnp.float32), dlse)))
-
-
-def _compare(pattern, mask, arrays, interpret):
-  attend = functools.partial(
-    jaxattn.block_sparse, pattern=pattern, mask=mask, return_lse=True
-  )
-  kernels = functools.partial(attend, implementation="pallas")
-  if interpret is None:
-    got = jax.jit(functools.partial(_pull, kernels))(*arrays)
-  else:
-    with dispatch.emulate("hopper", interpret):
-      got = _pull(kernels, *arrays)
-  # The oracle runs on the host: a device would take longer to compile it.
-  with jax.default_device(jax.devices("cpu")[0]):
-    wide = [jnp.asarray(np.asarray(x, np.float32)) for x in arrays]
-    portable = functools.partial(attend, implementation="xla")
-    want = jax.jit(functools.partial(_pull, portable))(*wide)
-  for g, w in zip(got, want, strict=True):
-    g, w = (np.asarray(x, np.float32) for x in (g, w))
-    np.testing.assert_array_equal(np.isneginf(g), np.isneginf(w))
-    g, w = (np.where(np.isneginf(x), 0, x) for x in (g, w))
-    # Weights and results are rounded to 8 bits; sums of many such terms.
-    np.testing.assert_allclose(g, w, atol=2e-2 * max(1.0, np.abs(w).max()))
-    assert np.linalg.norm(g - w) <= 1e-2 * np.linalg.norm(w)
-
-
-def _valid(length, counts):
-  return jnp.arange(length)[None] < jnp.array(counts)[:, None]
-
-
-def _cases(length):
-  rng = np.random.default_rng(0)
-  segments = jnp.asarray(np.sort(rng.integers(0, 3, (1, length))))
-  by_head = tuple(
-    patterns.RandomBlocks(1, 32, seed=i) | patterns.Window(32, 32)
-    for i in range(4)
-  )
-  packed = jaxattn.Mask(query_segment_ids=segments, key_segment_ids=segments)
-  place = jnp.arange(length)[None] * 2
-  moved = jaxattn.Mask(
-    causal=True, query_positions=place, key_positions=place + 1
-  )
-  padded = jaxattn.Mask(
-    key_valid=_valid(length, [length - 40]),
-    query_valid=_valid(length, [length - 7]),
-  )
-  window = patterns.Window(100, 0)
-  return {
-    "window": (window, jaxattn.FULL),
-    "segments": (window, packed),
-    "positions": (patterns.Window(64, 64), moved),
-    "padding": (patterns.Window(64, 64) | patterns.Global(16), padded),
-    "strided": (patterns.Strided(8) | patterns.Window(8, 0), jaxattn.CAUSAL),
-    "by head": (by_head, jaxattn.FULL),
-    "no edges": (patterns.Window(20, -10), jaxattn.FULL),
-  }
-
-
 @_interpreted
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(_cases(8)))
+@pytest.mark.parametrize("name", list(kernel_cases.cases(8)))
 def test_interpreted_kernels_equal_the_portable_engine(name):
-  pattern, mask = _cases(200)[name]
-  arrays = _inputs(200, 4, 2, 40, 64)
-  _compare(pattern, mask, arrays, mosaic_gpu.InterpretGPUParams())
+  pattern, mask = kernel_cases.cases(200)[name]
+  arrays = kernel_cases.inputs(200, 4, 2, 40, 64)
+  kernel_cases.compare("hopper", pattern, mask, arrays, mosaic_gpu.InterpretGPUParams())
 
 
 @_interpreted
 @pytest.mark.slow
 def test_no_races():
-  arrays = _inputs(256, 1, 1, 64)
+  arrays = kernel_cases.inputs(256, 1, 1, 64)
   params = mosaic_gpu.InterpretGPUParams(detect_races=True)
-  _compare(patterns.Window(100, 0), jaxattn.FULL, arrays, params)
+  kernel_cases.compare("hopper", patterns.Window(100, 0), jaxattn.FULL, arrays, params)
 
 
 @_interpreted
@@ -116,17 +43,17 @@ def test_long_rows_are_computed_in_parts():
   pattern = patterns.Window(16, 16) | patterns.Global(8)
   (piece,) = layout.compile_pattern(pattern, 1536, 1536, 128, whole=True)
   assert row_tables.rows(piece.layout, None).parts.shape[1:] == (1, 2)
-  arrays = _inputs(1536, 1, 1, 64)
+  arrays = kernel_cases.inputs(1536, 1, 1, 64)
   params = mosaic_gpu.InterpretGPUParams()
-  _compare(pattern, jaxattn.FULL, arrays, params)
+  kernel_cases.compare("hopper", pattern, jaxattn.FULL, arrays, params)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", list(_cases(8)))
+@pytest.mark.parametrize("name", list(kernel_cases.cases(8)))
 @pytest.mark.parametrize("depth", [64, 128])
 def test_kernels_on_the_device_equal_the_portable_engine(name, depth):
-  pattern, mask = _cases(1000)[name]
-  _compare(pattern, mask, _inputs(1000, 4, 2, depth), None)
+  pattern, mask = kernel_cases.cases(1000)[name]
+  kernel_cases.compare("hopper", pattern, mask, kernel_cases.inputs(1000, 4, 2, depth), None)
 
 
 @pytest.mark.gpu
@@ -134,8 +61,8 @@ def test_kernels_on_the_device_equal_the_portable_engine(name, depth):
 def test_a_long_pattern_on_the_device(dtype):
   pattern = patterns.Window(192, 192) | patterns.Global(128)
   pattern |= patterns.RandomBlocks(3, 64)
-  arrays = _inputs(8192, 2, 1, 64, batch=2, dtype=dtype)
-  _compare(pattern, jaxattn.FULL, arrays, None)
+  arrays = kernel_cases.inputs(8192, 2, 1, 64, batch=2, dtype=dtype)
+  kernel_cases.compare("hopper", pattern, jaxattn.FULL, arrays, None)
 
 
 @pytest.mark.parametrize(
@@ -209,10 +136,10 @@ def _choose(arrays, **kwargs):
 @pytest.mark.parametrize(
   "arrays, kwargs, match",
   [
-    (_inputs(8, 1, 1, 64, dtype="float32"), {}, "bfloat16 and float16"),
-    (_inputs(8, 1, 1, 136), {}, "up to 128 features"),
-    (_inputs(8, 1, 1, 64), {"scale": -1.0}, "scale must be positive"),
-    (_inputs(8, 1, 1, 64), {"tile": 64}, "tiles have 128 tokens"),
+    (kernel_cases.inputs(8, 1, 1, 64, dtype="float32"), {}, "bfloat16 and float16"),
+    (kernel_cases.inputs(8, 1, 1, 136), {}, "up to 128 features"),
+    (kernel_cases.inputs(8, 1, 1, 64), {"scale": -1.0}, "scale must be positive"),
+    (kernel_cases.inputs(8, 1, 1, 64), {"tile": 64}, "tiles have 128 tokens"),
   ],
 )
 def test_what_the_kernels_do_not_serve_is_said(arrays, kwargs, match):
@@ -221,7 +148,7 @@ def test_what_the_kernels_do_not_serve_is_said(arrays, kwargs, match):
 
 
 def test_elsewhere_kernels_are_refused_by_name():
-  arrays = _inputs(8, 1, 1, 64)[:3]
+  arrays = kernel_cases.inputs(8, 1, 1, 64)[:3]
   with pytest.raises(NotImplementedError, match="an NVIDIA Hopper GPU or a TPU"):
     jaxattn.block_sparse(
       *arrays, pattern=patterns.Causal(), implementation="pallas"

@@ -1,6 +1,5 @@
 """The implementations of block-sparse attention, by name."""
 
-import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -26,11 +25,13 @@ def passes(name: str) -> Passes:
   if name == "tpu":
     from jaxattn._src.pallas import block_sparse_tpu
 
-    return Passes(
-      *(
-        functools.partial(f, passes=block_sparse_tpu)
-        for f in (piece_passes.forward, piece_passes.backward)
+    def by_kernels(run: Any) -> Any:
+      return lambda task, *given: run(
+        task, *given, passes=block_sparse_tpu.Kernels(task.interpret)
       )
+
+    return Passes(
+      by_kernels(piece_passes.forward), by_kernels(piece_passes.backward)
     )
   return Passes(piece_passes.forward, piece_passes.backward)
 
