@@ -16,6 +16,7 @@ from jaxattn._src import merge
 from jaxattn._src import patterns
 from jaxattn._src import relative as relative_lib
 from jaxattn._src.engines import backends
+from jaxattn._src.engines import head_loop
 from jaxattn._src.engines import piece_passes
 from jaxattn._src.engines import tile_passes
 
@@ -284,10 +285,22 @@ def _attend(
   """Merges the pieces' attention; its backward hands each the merged lse."""
   inputs = piece_passes.Inputs(query, key, value, query_ids, key_ids, logits)
   forward = backends.passes(call.choice.name).forward
-  partials = [
-    forward(call.place(piece, stacked), inputs) for piece in pieces
-  ]
-  return tuple(merge.merge(*partials))
+
+  def merged(query, key, value, logits):
+    some = inputs._replace(query=query, key=key, value=value, logits=logits)
+    partials = [forward(call.place(piece, stacked), some) for piece in pieces]
+    return tuple(merge.merge(*partials))
+
+  return _over_heads(call, stacked, merged, key, [query, key, value, logits])
+
+
+def _over_heads(call, stacked, function, key, arrays):
+  """Runs a function of `[B, T, heads, ...]`, by heads where that pays."""
+  batch, _, heads, _ = key.shape
+  tokens = batch * call.q_len
+  if stacked or call.choice.name != "xla" or not head_loop.pays(tokens, heads):
+    return function(*arrays)
+  return head_loop.run(function, heads, arrays)
 
 
 def _attend_forward(call, pieces, stacked, *inputs):
@@ -300,23 +313,25 @@ def _attend_forward(call, pieces, stacked, *inputs):
 
 def _attend_backward(call, pieces, stacked, saved, cotangents):
   inputs, out, lse = saved
-  dout, dlse = cotangents
   inputs = piece_passes.Inputs(*inputs)
-  delta = jnp.sum(out * dout, axis=-1) - dlse
-  # A row without edges has no weights: any finite lse gives it zeros.
-  lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
-  rows = piece_passes.Rows(dout.astype(inputs.value.dtype), lse, delta)
   backward = backends.passes(call.choice.name).backward
-  grads = [
-    backward(call.place(piece, stacked), inputs, rows) for piece in pieces
-  ]
-  grads = [functools.reduce(jnp.add, same) for same in zip(*grads, strict=True)]
-  dq, dk, dv = (
-    g.astype(x.dtype) for g, x in zip(grads[:3], inputs[:3], strict=True)
-  )
-  logits = inputs.logits
-  dlogits = None if logits is None else grads[3].astype(logits.dtype)
-  return dq, dk, dv, None, None, dlogits
+
+  def pulled(query, key, value, logits, out, lse, dout, dlse):
+    some = inputs._replace(query=query, key=key, value=value, logits=logits)
+    delta = jnp.sum(out * dout, axis=-1) - dlse
+    # A row without edges has no weights: any finite lse gives it zeros.
+    lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
+    rows = piece_passes.Rows(dout.astype(value.dtype), lse, delta)
+    grads = [
+      backward(call.place(piece, stacked), some, rows) for piece in pieces
+    ]
+    sums = [functools.reduce(jnp.add, same) for same in zip(*grads, strict=True)]
+    given = [query, key, value] + ([] if logits is None else [logits])
+    return [g.astype(x.dtype) for g, x in zip(sums, given, strict=True)]
+
+  arrays = [*inputs[:3], inputs.logits, out, lse, *cotangents]
+  dq, dk, dv, *rest = _over_heads(call, stacked, pulled, inputs.key, arrays)
+  return dq, dk, dv, None, None, rest[0] if rest else None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

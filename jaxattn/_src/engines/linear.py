@@ -10,6 +10,7 @@ from jaxattn._src import dispatch
 from jaxattn._src import feature_maps
 from jaxattn._src import masks
 from jaxattn._src.engines import linear_chunks as chunks
+from jaxattn._src.engines import linear_heads
 from jaxattn._src.engines import linear_layout as layout_lib
 from jaxattn._src.engines import linear_order
 from jaxattn._src.engines import linear_sums
@@ -88,16 +89,22 @@ def linear_attention(
     raise ValueError(f"chunk must be positive, got {chunk}.")
   feature_map = as_map(feature_map, key)
   q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+  precision = dispatch.precision(query.dtype)
   fields = (mask.key_valid, mask.query_segment_ids, mask.key_segment_ids)
   ids = chunks.Ids(*(_flat(x, batch) for x in fields))
   if ids.key_segment is not None:
     out = linear_order.attend(mask.causal, chunk, feature_map, q, k, v, ids)
   elif mask.causal:
     k, v, valid = _aligned(q_len, k, v, ids.key_valid)
-    ids = chunks.Ids(valid)
-    out = linear_order.attend(True, chunk, feature_map, q, k, v, ids)
+    if chunk is None and linear_heads.pays(feature_map, q, k, causal=True):
+      out = linear_heads.attend(True, precision, feature_map, q, k, v, valid)
+    else:
+      ids = chunks.Ids(valid)
+      out = linear_order.attend(True, chunk, feature_map, q, k, v, ids)
+  elif linear_heads.pays(feature_map, q, k, causal=False):
+    valid = ids.key_valid
+    out = linear_heads.attend(False, precision, feature_map, q, k, v, valid)
   else:
-    precision = dispatch.precision(query.dtype)
     out = linear_sums.attend(
       feature_map, q, k, v, ids.key_valid, precision=precision
     )

@@ -77,7 +77,7 @@ class Rows(NamedTuple):
   ids: Ids
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
   """The factors of one chunk beside the features; None is one.
 
   Attributes:
@@ -230,12 +230,12 @@ class Engine:
   def _dot(self, equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, precision=self.precision)
 
-  def _scores(self, queries: Any, keys: Any, weights: _Weights) -> jax.Array:
+  def _scores(self, queries: Any, keys: Any, weights: Weights) -> jax.Array:
     scores = self._dot("bkgtf,bksf->bkgts", queries.values, keys.values)
     return scores * weights.within[:, :, None]
 
   def _slopes(
-    self, cotangent: "Cotangent", value: jax.Array, weights: _Weights
+    self, cotangent: "Cotangent", value: jax.Array, weights: Weights
   ) -> jax.Array:
     """Gradients of the scores, before their factors."""
     slopes = self._dot("bkgtv,bksv->bkgts", cotangent.out, value)
@@ -244,7 +244,7 @@ class Engine:
 
   def _weigh(
     self, state: State, ids: Ids, keys: feature_maps.Features
-  ) -> tuple[_Weights, tuple[Any, Any]]:
+  ) -> tuple[Weights, tuple[Any, Any]]:
     """The factors of a chunk, and scale and segment of the next state."""
     size = keys.values.shape[-2]
     allowed = jnp.tril(jnp.ones((1, 1, size, size), bool))
@@ -262,20 +262,20 @@ class Engine:
       valid = ids.key_valid[:, None]
       allowed = allowed & valid[..., None, :]
       write = valid if write is None else write & valid
-    weights = _Weights(allowed, read, write, keep)
+    weights = Weights(allowed, read, write, keep)
     if not self.scaled:
       as_float = jax.tree.map(lambda x: x.astype(jnp.float32), weights)
       return as_float, (None, segment)
     assert state.scale is not None
     assert keys.log_scale is not None
-    weights, scale = _scaled(weights, state.scale, keys.log_scale)
+    weights, scale = scaled(weights, state.scale, keys.log_scale)
     return weights, (scale, segment)
 
   def _advance(
     self,
     state: State,
     new: tuple[Any, Any],
-    weights: _Weights,
+    weights: Weights,
     keys: feature_maps.Features,
     value: jax.Array,
   ) -> State:
@@ -347,25 +347,32 @@ def _inverse(total: jax.Array) -> jax.Array:
   return jnp.where(seen, 1.0 / jnp.where(seen, total, 1.0), 0.0)
 
 
-def _scaled(
-  allowed: _Weights, old: jax.Array, scale: jax.Array
-) -> tuple[_Weights, jax.Array]:
-  """The factors with the logarithms of the keys `[B, K, s]`, and their top."""
+def scaled(
+  allowed: Weights, old: jax.Array, scale: jax.Array
+) -> tuple[Weights, jax.Array]:
+  """The factors with the logarithms of the keys `[B, K, s]`, and their top.
+
+  Args:
+    allowed: which of them count, bool.
+    old: `[B, K]`, the top before this chunk.
+    scale: the logarithms.
+  """
 
   def masked(where: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if where is None else jnp.where(where, x, LOWEST)
 
   def factor(where: jax.Array | None, x: jax.Array) -> jax.Array:
     # An exponent is at most zero where it counts; elsewhere it may be anything.
-    x = jnp.exp(jnp.minimum(x, 0.0))
+    x = jnp.exp(jnp.where(x > 0.0, 0.0, x))
     return x if where is None else jnp.where(where, x, 0.0)
 
   before = masked(allowed.read, old[..., None])  # [B, K, t or 1]
   seen = jnp.max(masked(allowed.within, scale[..., None, :]), axis=-1)
-  seen = jnp.maximum(seen, before)  # [B, K, t]
+  seen = jnp.maximum(seen, before)  # [B, K, t]; cancels, so has no gradient.
+  seen = jax.lax.stop_gradient(seen)
   top = jnp.max(masked(allowed.write, scale), axis=-1)
-  top = jnp.maximum(top, masked(allowed.keep, old))  # [B, K]
-  weights = _Weights(
+  top = jax.lax.stop_gradient(jnp.maximum(top, masked(allowed.keep, old)))
+  weights = Weights(
     within=factor(allowed.within, scale[..., None, :] - seen[..., None]),
     read=factor(allowed.read, old[..., None] - seen),
     write=factor(allowed.write, scale - top[..., None]),
