@@ -168,9 +168,7 @@ def _records(
       if "seconds" in result and edges:
         products = 2 if which == "forward" else 7
         record["tflops"] = products * edges / result["seconds"] / 1e12
-        record["tflops_on_tiles"] = (
-          products * tiles / result["seconds"] / 1e12
-        )
+        record["tflops_on_tiles"] = products * tiles / result["seconds"] / 1e12
       records.append(record)
       logging.info("%s", _line(record))
   return records

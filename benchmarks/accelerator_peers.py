@@ -69,8 +69,8 @@ def torch_peers(
   functions: dict[str, Any] = {}
   if case in ("causal", "linear") or length <= 16384:
     functional = torch.nn.functional
-    functions["torch SDPA"] = (
-      lambda q, k, v: functional.scaled_dot_product_attention(
+    functions["torch SDPA"] = lambda q, k, v: (
+      functional.scaled_dot_product_attention(
         q, k, v, is_causal=case != "bigbird"
       )
     )
@@ -96,9 +96,7 @@ def _flex(torch: Any, case: str, length: int) -> Callable[..., Any]:
   elif case == "causal":
     keep = lambda b, h, i, j: i >= j
   elif case == "strided":
-    keep = lambda b, h, i, j: (
-      (i >= j) & (((i - j) % 128 == 0) | (i - j < 128))
-    )
+    keep = lambda b, h, i, j: (i >= j) & (((i - j) % 128 == 0) | (i - j < 128))
   else:
     blocks = np.arange(0, length, 64)
     pattern = patterns.RandomBlocks(3, 64).resolve(length, length)

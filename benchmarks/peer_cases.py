@@ -48,9 +48,7 @@ def case(name: str, package: str, what: str, **options: Any) -> Any:
   return add
 
 
-def _torch_inputs(
-  shape: tuple[int, ...], count: int = 3
-) -> list[Any]:
+def _torch_inputs(shape: tuple[int, ...], count: int = 3) -> list[Any]:
   import torch
 
   torch.manual_seed(0)
@@ -103,9 +101,7 @@ def _(length: int, heads: int, depth: int) -> Any:
   )
 
 
-@case(
-  "flex_window512", "torch", "FlexAttention, |i - j| <= 256", trains=False
-)
+@case("flex_window512", "torch", "FlexAttention, |i - j| <= 256", trains=False)
 def _(length: int, heads: int, depth: int) -> Any:
   import torch
   from torch.nn.attention import flex_attention
@@ -332,9 +328,7 @@ def _(length: int, heads: int, depth: int) -> Any:
   return _local(length, heads, depth, True)
 
 
-@case(
-  "linear_attention_transformer", "linear-attention-transformer", "linear"
-)
+@case("linear_attention_transformer", "linear-attention-transformer", "linear")
 def _(length: int, heads: int, depth: int) -> Any:
   from linear_attention_transformer import linear_attention_transformer as lib
 
@@ -361,7 +355,10 @@ def _(length: int, heads: int, depth: int) -> Any:
   from fast_transformers import attention
   from fast_transformers import masking
 
-  layer, full = attention.LinearAttention(depth).eval(), masking.FullMask(length)
+  layer, full = (
+    attention.LinearAttention(depth).eval(),
+    masking.FullMask(length),
+  )
   lengths = masking.LengthMask(torch.tensor([length]))
   return (
     lambda q, k, v: layer(q, k, v, full, lengths, lengths),

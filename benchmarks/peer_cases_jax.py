@@ -15,9 +15,7 @@ def _inputs(length: int, heads: int, depth: int, *, first: bool = False) -> Any:
 
 
 def _peer(name: str, package: str, what: str, longest: int = 1 << 30) -> Any:
-  return peer_cases.case(
-    name, package, what, backend="jax", longest=longest
-  )
+  return peer_cases.case(name, package, what, backend="jax", longest=longest)
 
 
 @_peer("jax_nn", "jax", "dense", longest=8192)
@@ -166,7 +164,9 @@ _ours(
 _ours("routing", "clusters of 256", "routing_transformer")(
   _method(lambda lib, n: lib.routing(num_clusters=n // 256, window=256))
 )
-_ours("routing_causal", "clusters of 256, causal", "routing_transformer_causal")(
+_ours(
+  "routing_causal", "clusters of 256, causal", "routing_transformer_causal"
+)(
   _method(
     lambda lib, n: lib.routing(num_clusters=n // 256, window=256), causal=True
   )

@@ -34,9 +34,7 @@ from benchmarks import timing
 
 _LENGTHS = flags.DEFINE_list("lengths", ["4096", "16384"], "Tokens.")
 _ONLY = flags.DEFINE_list("only", [], "Cases; all without it.")
-_PASSES = flags.DEFINE_list(
-  "passes", ["forward", "forward+backward"], "Which."
-)
+_PASSES = flags.DEFINE_list("passes", ["forward", "forward+backward"], "Which.")
 _ROUNDS = flags.DEFINE_integer(
   "rounds", 2, "How often the list is run.", lower_bound=1
 )
@@ -205,7 +203,10 @@ def _joined(tasks: list[Any], results: dict[int, list[Any]]) -> list[Any]:
     record["version"] = rows[0].get("version")
     if walls:
       record |= {"ms": min(walls), "median_ms": statistics.median(walls)}
-      record |= {"all_ms": walls, "mib": min(r["mib"] for r in rows if "ms" in r)}
+      record |= {
+        "all_ms": walls,
+        "mib": min(r["mib"] for r in rows if "ms" in r),
+      }
     else:
       record["error"] = rows[0]["error"]
     records.append(record)

@@ -78,8 +78,14 @@ def main(argv: list[str]) -> None:
     flops = 2 * piece.layout.scores * heads * depth
 
     def report(
-      kind: str, option: dict[str, Any], products: int, call: Any, *args: Any,
-      problem: Any = problem, name: str = name, flops: int = flops,
+      kind: str,
+      option: dict[str, Any],
+      products: int,
+      call: Any,
+      *args: Any,
+      problem: Any = problem,
+      name: str = name,
+      flops: int = flops,
     ) -> None:
       config = dataclasses.replace(block_sparse_gpu.CONFIGS[depth], **option)
       which = dataclasses.replace(problem, config=config)

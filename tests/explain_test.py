@@ -5,6 +5,7 @@ from absl.testing import parameterized
 
 import jaxattn
 from jaxattn import patterns
+from jaxattn._src import dispatch
 
 
 class ExplainTest(parameterized.TestCase):
@@ -21,6 +22,20 @@ class ExplainTest(parameterized.TestCase):
     (piece,) = found.pieces
     self.assertEqual((piece.full_tiles, piece.masks), (0, 2))
     self.assertEqual(sum(rows for rows, _, _ in piece.rows), 4)
+
+  def test_says_who_would_serve_and_why(self):
+    window = patterns.Window(100, 0)
+    found = jaxattn.explain(window, 4096, bytes_per_element=2)
+    self.assertEqual(found.implementation, "xla")
+    self.assertIn("need an NVIDIA Hopper GPU or a TPU", found.reason)
+    with dispatch.emulate("tpu"):
+      found = jaxattn.explain(window, 4096, bytes_per_element=2)
+    self.assertEqual(found.implementation, "tpu")
+    self.assertIn(found.pieces[0].query_tile, (128, 256, 512))
+    with dispatch.emulate("tpu"):
+      found = jaxattn.explain(window, 4096, head_dim=512)
+    self.assertEqual(found.implementation, "xla")
+    self.assertIn("up to 256 features", found.reason)
 
   def test_names_the_re_indexing(self):
     found = jaxattn.explain(

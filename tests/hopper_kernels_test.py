@@ -26,7 +26,9 @@ _interpreted = pytest.mark.skipif(
 def test_interpreted_kernels_equal_the_portable_engine(name):
   pattern, mask = kernel_cases.cases(200)[name]
   arrays = kernel_cases.inputs(200, 4, 2, 40, 64)
-  kernel_cases.compare("hopper", pattern, mask, arrays, mosaic_gpu.InterpretGPUParams())
+  kernel_cases.compare(
+    "hopper", pattern, mask, arrays, mosaic_gpu.InterpretGPUParams()
+  )
 
 
 @_interpreted
@@ -34,7 +36,9 @@ def test_interpreted_kernels_equal_the_portable_engine(name):
 def test_no_races():
   arrays = kernel_cases.inputs(256, 1, 1, 64)
   params = mosaic_gpu.InterpretGPUParams(detect_races=True)
-  kernel_cases.compare("hopper", patterns.Window(100, 0), jaxattn.FULL, arrays, params)
+  kernel_cases.compare(
+    "hopper", patterns.Window(100, 0), jaxattn.FULL, arrays, params
+  )
 
 
 @_interpreted
@@ -53,7 +57,9 @@ def test_long_rows_are_computed_in_parts():
 @pytest.mark.parametrize("depth", [64, 128])
 def test_kernels_on_the_device_equal_the_portable_engine(name, depth):
   pattern, mask = kernel_cases.cases(1000)[name]
-  kernel_cases.compare("hopper", pattern, mask, kernel_cases.inputs(1000, 4, 2, depth), None)
+  kernel_cases.compare(
+    "hopper", pattern, mask, kernel_cases.inputs(1000, 4, 2, depth), None
+  )
 
 
 @pytest.mark.gpu
@@ -112,8 +118,10 @@ def test_runs_hold_every_tile_once(transpose, heads):
     for r, c in zip(found.rows, found.cols, strict=True)
   ]
   assert sorted(seen) == sorted(want)
-  places = [(0 if rows.head is None else rows.head[i], rows.slot[i])
-            for i in range(len(rows.row))]
+  places = [
+    (0 if rows.head is None else rows.head[i], rows.slot[i])
+    for i in range(len(rows.row))
+  ]
   assert len(set(places)) == len(places)
   assert rows.parts.shape[1] > 0
   assert np.all(np.diff(rows.degree) <= 0)
@@ -136,9 +144,17 @@ def _choose(arrays, **kwargs):
 @pytest.mark.parametrize(
   "arrays, kwargs, match",
   [
-    (kernel_cases.inputs(8, 1, 1, 64, dtype="float32"), {}, "bfloat16 and float16"),
+    (
+      kernel_cases.inputs(8, 1, 1, 64, dtype="float32"),
+      {},
+      "bfloat16 and float16",
+    ),
     (kernel_cases.inputs(8, 1, 1, 136), {}, "up to 128 features"),
-    (kernel_cases.inputs(8, 1, 1, 64), {"scale": -1.0}, "scale must be positive"),
+    (
+      kernel_cases.inputs(8, 1, 1, 64),
+      {"scale": -1.0},
+      "scale must be positive",
+    ),
     (kernel_cases.inputs(8, 1, 1, 64), {"tile": 64}, "tiles have 128 tokens"),
   ],
 )
@@ -149,7 +165,9 @@ def test_what_the_kernels_do_not_serve_is_said(arrays, kwargs, match):
 
 def test_elsewhere_kernels_are_refused_by_name():
   arrays = kernel_cases.inputs(8, 1, 1, 64)[:3]
-  with pytest.raises(NotImplementedError, match="an NVIDIA Hopper GPU or a TPU"):
+  with pytest.raises(
+    NotImplementedError, match="an NVIDIA Hopper GPU or a TPU"
+  ):
     jaxattn.block_sparse(
       *arrays, pattern=patterns.Causal(), implementation="pallas"
     )

@@ -11,7 +11,9 @@ from jaxattn import patterns
 from jaxattn._src import dispatch
 
 
-def inputs(length, heads, kv_heads, depth, width=None, batch=1, dtype="bfloat16"):
+def inputs(
+  length, heads, kv_heads, depth, width=None, batch=1, dtype="bfloat16"
+):
   shapes = [(heads, depth), (kv_heads, depth), (kv_heads, width or depth)]
   shapes.append((heads, width or depth))
   rngs = jax.random.split(jax.random.key(0), 4)
@@ -85,5 +87,3 @@ def cases(length):
     "by head": (by_head, jaxattn.FULL),
     "no edges": (patterns.Window(20, -10), jaxattn.FULL),
   }
-
-

@@ -3,12 +3,15 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._src import base
 from jaxattn._src import dispatch
 from jaxattn._src import layout as layout_lib
 from jaxattn._src import patterns
+from jaxattn._src.engines import backends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Explanation:
       all heads; the backward pass takes 3.5 times as many.
     bytes: of one forward pass over query, key, value and output as the tiles
       read them, all heads.
-    implementation: who would serve the call on this machine.
+    implementation: who would serve the call on this machine: `xla`, or the
+      Pallas kernels of its device, `hopper` or `tpu`.
+    reason: why they would.
     pattern: the pattern itself.
 
   Example:
@@ -80,6 +85,7 @@ class Explanation:
   flops: int
   bytes: int
   implementation: str
+  reason: str
   pattern: patterns.Pattern
 
   def __str__(self) -> str:
@@ -90,7 +96,7 @@ class Explanation:
       f"{edges} edges; computes {self.density:.2%} of all scores in "
       f"{self.tiles:,} tiles",
       f"forward: {self.flops / 1e9:.2f} GFLOP, {self.bytes / 2**20:.1f} MiB "
-      f"read and written, by {self.implementation}",
+      f"read and written, by {self.implementation} ({self.reason})",
     ]
     for at, piece in enumerate(self.pieces):
       rows = ", ".join(
@@ -167,7 +173,8 @@ def explain(
     num_heads: heads that `flops` and `bytes` count.
     head_dim: H.
     causal: whether the mask is causal.
-    bytes_per_element: 4 for float32, 2 for bfloat16.
+    bytes_per_element: 4 for float32, 2 for bfloat16, which Hopper's kernels
+      need.
     tile: as of `block_sparse`.
     implementation: as of `block_sparse`.
 
@@ -196,7 +203,11 @@ def explain(
   if causal:
     pattern = pattern & patterns.Causal()
   pattern = pattern.resolve(query_length, key_length)
-  pieces = layout_lib.compile_pattern(pattern, query_length, key_length, tile)
+  choice = _choose(head_dim, bytes_per_element, tile, implementation)
+  size = backends.tile(choice.name, pattern, query_length, key_length)
+  pieces = layout_lib.compile_pattern(
+    pattern, query_length, key_length, size or tile, whole=size is not None
+  )
   tiles = sum(p.layout.tiles for p in pieces)
   scores = sum(p.layout.scores for p in pieces)
   read = sum(
@@ -213,9 +224,24 @@ def explain(
     density=scores / (query_length * key_length),
     flops=4 * scores * head_dim * num_heads,
     bytes=read * head_dim * num_heads * bytes_per_element,
-    implementation=dispatch.choose("block_sparse", implementation),
+    implementation=choice.name,
+    reason=choice.reason,
     pattern=pattern,
   )
+
+
+def _choose(
+  head_dim: int,
+  bytes_per_element: int,
+  tile: int | None,
+  implementation: base.Implementation,
+) -> dispatch.Choice:
+  dtype = jnp.bfloat16 if bytes_per_element == 2 else jnp.float32
+  one = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
+  found = backends.obstacles(
+    one, one, one, relative=False, scale=1.0, tile=tile
+  )
+  return dispatch.choose("block_sparse", implementation, found)
 
 
 def _explain_piece(piece: layout_lib.Piece) -> PieceExplanation:

@@ -63,9 +63,7 @@ def obstacles(
   return found
 
 
-def tile(
-  name: str, pattern: Any, q_len: int, k_len: int
-) -> int | None:
+def tile(name: str, pattern: Any, q_len: int, k_len: int) -> int | None:
   """Tokens in a tile that a backend needs, or None for a free choice.
 
   Args:

@@ -325,7 +325,9 @@ def _attend_backward(call, pieces, stacked, saved, cotangents):
     grads = [
       backward(call.place(piece, stacked), some, rows) for piece in pieces
     ]
-    sums = [functools.reduce(jnp.add, same) for same in zip(*grads, strict=True)]
+    sums = [
+      functools.reduce(jnp.add, same) for same in zip(*grads, strict=True)
+    ]
     given = [query, key, value] + ([] if logits is None else [logits])
     return [g.astype(x.dtype) for g, x in zip(sums, given, strict=True)]
 

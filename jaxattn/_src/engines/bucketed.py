@@ -14,6 +14,7 @@ from jaxattn._src import masks
 from jaxattn._src import merge
 from jaxattn._src.engines import bucketed_order
 from jaxattn._src.engines import bucketed_rounds
+from jaxattn._src.engines import head_loop
 from jaxattn._src.engines import pair_tiles
 
 Reach = bucketed_order.Reach
@@ -143,7 +144,8 @@ def _attend(
 
 
 def _forward(call, query, key, value, order, ids) -> Any:
-  out, lse = bucketed_rounds.forward(call, query, key, value, order, ids)
+  run = lambda *x: bucketed_rounds.forward(call, *x, ids)
+  out, lse = _over_heads(run, key, [query, key, value, order])
   if ids.there is not None:
     there = ids.there[..., None]
     out = jnp.where(there[..., None], out, 0.0)
@@ -155,11 +157,22 @@ def _backward(call, kept: Any, cotangent: Any) -> Any:
   query, key, value, order, ids, out, lse = kept
   of_out, of_lse = cotangent
   rows = pair_tiles.softmax_rows(out, lse, of_out, of_lse)
-  dq, dk, dv = bucketed_rounds.backward(
-    call, query, key, value, order, ids, (of_out.astype(value.dtype), *rows)
-  )
-  grads = (dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype))
+
+  def run(*x: Any) -> list[jax.Array]:
+    grads = bucketed_rounds.backward(call, *x[:4], ids, x[4:])
+    return [g.astype(y.dtype) for g, y in zip(grads, x[:3], strict=True)]
+
+  lines = (of_out.astype(value.dtype), *rows)
+  grads = _over_heads(run, key, [query, key, value, order, *lines])
   return (*grads, None, None)
+
+
+def _over_heads(function: Any, key: jax.Array, arrays: list[Any]) -> Any:
+  """Runs a function of arrays with heads on axis 2, by heads if that pays."""
+  batch, length, heads, _ = key.shape
+  if not head_loop.pays(batch * length, heads):
+    return function(*arrays)
+  return head_loop.run(function, heads, arrays)
 
 
 _attend.defvjp(_forward, _backward)

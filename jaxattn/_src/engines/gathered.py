@@ -13,6 +13,7 @@ from jaxattn._src import base
 from jaxattn._src import dispatch
 from jaxattn._src import masks
 from jaxattn._src import merge
+from jaxattn._src.engines import head_loop
 from jaxattn._src.engines import pair_tiles
 
 HONOURS = masks.ALL_FIELDS
@@ -206,42 +207,85 @@ def _attend(
 
 
 def _forward(call, query, key, value, query_side, key_side) -> Any:
+  def run(query: Any, key: Any, value: Any, sides: Any) -> Any:
+    operands = _tiles(query, key, value, sides)
+
+    def visit(tile: Any) -> tuple[jax.Array, jax.Array]:
+      own, rows = tile
+      return call.tiles.forward(
+        *_taken(query, key, value, rows), _keep(call, *own)
+      )
+
+    return _map(call, visit, (sides, operands))
+
   sides = (query_side, key_side)
-  operands = _tiles(query, key, value, sides)
-
-  def visit(tile: Any) -> tuple[jax.Array, jax.Array]:
-    own, rows = tile
-    return call.tiles.forward(
-      *_taken(query, key, value, rows), _keep(call, *own)
-    )
-
-  out, lse = _map(call, visit, (sides, operands))
+  out, lse = _over_heads(run, query, [query, key, value], sides, tiled=True)
   return (out, lse), (query, key, value, *sides, out, lse)
 
 
 def _backward(call, kept: Any, cotangent: Any) -> Any:
   query, key, value, query_side, key_side, out, lse = kept
   of_out, of_lse = cotangent
-  sides = (query_side, key_side)
-  operands = _tiles(query, key, value, sides)
   lines = pair_tiles.softmax_rows(out, lse, of_out, of_lse)
 
-  def visit(tile: Any) -> tuple[jax.Array, ...]:
-    own, rows, lines = tile
-    return call.tiles.backward(
-      *_taken(query, key, value, rows), _keep(call, *own), lines
-    )
+  def run(query: Any, key: Any, value: Any, tiles: Any) -> Any:
+    sides, lines = tiles
+    operands = _tiles(query, key, value, sides)
+
+    def visit(tile: Any) -> tuple[jax.Array, ...]:
+      own, rows, lines = tile
+      return call.tiles.backward(
+        *_taken(query, key, value, rows), _keep(call, *own), lines
+      )
+
+    grads = _map(call, visit, (sides, operands, lines))
+    return [
+      _scattered(x, g, at)
+      for x, g, at in zip((query, key, value), grads, operands, strict=True)
+    ]
 
   lines = (of_out.astype(value.dtype), *lines)
-  grads = _map(call, visit, (sides, operands, lines))
-  summed = (
-    _scattered(x, g, at)
-    for x, g, at in zip((query, key, value), grads, operands, strict=True)
-  )
-  return (*summed, None, None)
+  tiles = ((query_side, key_side), lines)
+  grads = _over_heads(run, query, [query, key, value], tiles, tiled=False)
+  return (*grads, None, None)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _over_heads(
+  function: Any, query: jax.Array, arrays: list[Any], tiles: Any, *, tiled: bool
+) -> Any:
+  """Runs a function of arrays and tiles, by heads where that pays.
+
+  Args:
+    function: of arrays with heads on axis 2, and tiles `[B * N * C, ...]`.
+    query: the first of the arrays.
+    arrays: query, key and value.
+    tiles: what it is given beside them.
+    tiled: whether its results are tiles too, or else like the arrays.
+  """
+  batch, length, heads, _ = query.shape
+  steps = arrays[1].shape[2]
+  if not head_loop.pays(batch * length * (heads // steps), steps):
+    return function(*arrays, tiles)
+
+  def by_head(x: jax.Array) -> jax.Array:
+    return x.reshape(batch, 1, heads, -1, *x.shape[1:])
+
+  def flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[4:])
+
+  def run(*given: Any) -> Any:
+    *own, tiles = given
+    found = function(*own, jax.tree.map(flat, tiles))
+    size = own[0].shape[2]
+    if not tiled:
+      return found
+    return [x.reshape(batch, 1, size, -1, *x.shape[1:]) for x in found]
+
+  found = head_loop.run(run, steps, [*arrays, jax.tree.map(by_head, tiles)])
+  return [flat(x) for x in found] if tiled else found
 
 
 def _tiles(query, key, value, sides: Any) -> tuple[jax.Array, ...]:

@@ -19,7 +19,9 @@ _CHUNK = 128
 _MOST = 1 << 21
 
 
-def pays(feature_map: Any, query: jax.Array, key: jax.Array, causal: bool) -> bool:
+def pays(
+  feature_map: Any, query: jax.Array, key: jax.Array, causal: bool
+) -> bool:
   """Whether heads should be taken one after the other.
 
   Args:
@@ -35,7 +37,9 @@ def pays(feature_map: Any, query: jax.Array, key: jax.Array, causal: bool) -> bo
   numbers = batch * max(length * group, key.shape[1]) * size
   if causal:
     numbers += batch * -(-length // _CHUNK) * size * key.shape[-1]
-  return numbers <= _MOST and head_loop.pays(batch * length * group, key.shape[2])
+  return numbers <= _MOST and head_loop.pays(
+    batch * length * group, key.shape[2]
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -111,9 +115,7 @@ def _head(
   """One key head: `[B, T, G, H]`, `[B, S, 1, H]` and `[B, S, 1, V]`."""
   if valid is not None:
     valid = jnp.broadcast_to(valid, (key.shape[0], key.shape[1]))
-  run = functools.partial(
-    _causal if causal else _whole, precision, feature_map
-  )
+  run = functools.partial(_causal if causal else _whole, precision, feature_map)
   return jax.vmap(run)(query, key[:, :, 0], value[:, :, 0], valid)
 
 

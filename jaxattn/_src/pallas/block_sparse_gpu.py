@@ -246,7 +246,9 @@ def _forward_kernel(
     inverse = jnp.where(seen, 1.0 / jnp.where(seen, total, 1.0), 0.0)
     acc *= mosaic.spread(inverse, acc.shape, 0)
     lse = jnp.where(
-      seen, (top + jnp.log2(jnp.where(seen, total, 1.0))) / mosaic.LOG2E, -jnp.inf
+      seen,
+      (top + jnp.log2(jnp.where(seen, total, 1.0))) / mosaic.LOG2E,
+      -jnp.inf,
     )
     target = run["slot"] * TILE + group * mosaic.LANE
     outs.at[group][...] = acc.astype(shape.dtype)
@@ -300,7 +302,14 @@ class _Worker:
     return carry
 
   def _step(
-    self, query: Any, keys: Any, values: Any, j: Any, carry: Any, *, partial: bool
+    self,
+    query: Any,
+    keys: Any,
+    values: Any,
+    j: Any,
+    carry: Any,
+    *,
+    partial: bool,
   ) -> Any:
     acc, top, total = carry
     slot = lax.rem(j, jnp.int32(self.shape.slots))

@@ -201,9 +201,7 @@ class _Kernel:
     )
     return masking.apply(scores, self.refs, place, partial=partial)
 
-  def weights(
-    self, scores: jax.Array, lse: jax.Array, axis: int
-  ) -> jax.Array:
+  def weights(self, scores: jax.Array, lse: jax.Array, axis: int) -> jax.Array:
     """Softmax weights, from lse in units of log 2."""
     factor = self.problem.scale * mosaic.LOG2E
     return jnp.exp2(scores * factor - mosaic.spread(lse, scores.shape, axis))
@@ -211,9 +209,7 @@ class _Kernel:
   def loop(self, step: Any, carry: Any, repeats: int = 1) -> Any:
     """All steps of a run: its full tiles, then its partial ones."""
     rows = self.problem.rows(by_key=self.by_key)
-    full, degree = (
-      self.run[n] * self.sizes.parts for n in ("full", "degree")
-    )
+    full, degree = (self.run[n] * self.sizes.parts for n in ("full", "degree"))
     if repeats == 1:
       carry = lax.fori_loop(
         0, full, functools.partial(step, partial=False), carry
@@ -242,9 +238,7 @@ class _Kernel:
       )
     return carry
 
-  def fetch(
-    self, pairs: list[tuple[Any, Any, Any]]
-  ) -> None:
+  def fetch(self, pairs: list[tuple[Any, Any, Any]]) -> None:
     """Copies what this warpgroup keeps, and waits for it."""
     group = lax.axis_index("group")
     for source, target, barrier in pairs:

@@ -63,9 +63,7 @@ def tile(pattern: Any, q_len: int, k_len: int) -> int:
   """Tokens in the tile that is cheapest for a pattern."""
 
   def cost(size: int) -> float:
-    pieces = layout_lib.compile_pattern(
-      pattern, q_len, k_len, size, whole=True
-    )
+    pieces = layout_lib.compile_pattern(pattern, q_len, k_len, size, whole=True)
     return _TILES[size] * sum(p.layout.scores for p in pieces)
 
   longest = max(q_len, k_len)
@@ -381,9 +379,7 @@ def _forward_kernel(
       sums = jnp.sum(weights, axis=1, keepdims=True)
       totals[g] = shrink * totals[g] + sums
       tops[g] = highest
-      found = steps.dot(
-        weights.astype(value.dtype), value[0], transpose=False
-      )
+      found = steps.dot(weights.astype(value.dtype), value[0], transpose=False)
       acc[g] = acc[g] * _repeat(shrink, found.shape[1]) + found
 
   @pl.when(at & tile_lists.LAST != 0)

@@ -117,9 +117,7 @@ class Masking:
     if high is not None:
       scores = jnp.where(distance <= high, scores, -jnp.inf)
     if self.band.end is not None:
-      at, start = (
-        (row, place.row) if self.by_key else (column, place.column)
-      )
+      at, start = (row, place.row) if self.by_key else (column, place.column)
       scores = jnp.where(at < self.band.end - start, scores, -jnp.inf)
     return scores
 

@@ -210,5 +210,3 @@ def _replace(x: jax.Array, places: np.ndarray, rows: jax.Array) -> jax.Array:
   at = np.where(at >= 0, at, x.shape[1])  # Out of bounds is dropped.
   heads = np.arange(len(places))[:, None]
   return x.at[:, at, :, heads].set(rows, mode="drop")
-
-
