@@ -12,6 +12,7 @@ forward and 5 of the backward pass, whatever a code computes beyond them; those
 "on tiles" count whole tiles of 128 x 128.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -35,6 +36,9 @@ _LENGTHS = flags.DEFINE_list(
 _CASES = flags.DEFINE_list("cases", [], "Which; all without it.")
 _HEADS = flags.DEFINE_integer("heads", 8, "Heads.", lower_bound=1)
 _PEERS = flags.DEFINE_boolean("peers", True, "Whether to time others too.")
+_PORTABLE = flags.DEFINE_boolean(
+  "portable", False, "Whether to time our engine in XLA too."
+)
 _FLEX = flags.DEFINE_list(
   "flex_lengths", ["16384", "65536"], "Where FlexAttention is compiled."
 )
@@ -71,28 +75,13 @@ _PATTERNS: dict[str, tuple[int, Callable[[int], patterns.Pattern]]] = {
 }
 
 
-def seconds(function: Callable[[], Any], budget: float) -> float:
-  """Seconds a call, of the fastest of some batches of calls."""
-  jax.block_until_ready(function())
-
-  def batch(count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-      out = function()
-    jax.block_until_ready(out)
-    return (time.perf_counter() - start) / count
-
-  count = max(1, int(budget / 3 / max(batch(2), 1e-6)))
-  return min(batch(count) for _ in range(3))
-
-
 def _arrays(length: int, depth: int) -> tuple[jax.Array, ...]:
   rngs = jax.random.split(jax.random.key(0), 4)
   shape = (1, length, _HEADS.value, depth)
   return tuple(jax.random.normal(rng, shape, jnp.bfloat16) for rng in rngs)
 
 
-def _ours(case: str, length: int) -> dict[str, Callable[..., jax.Array]]:
+def _ours(case: str, length: int) -> dict[str, Any]:
   if case == "linear":
     return {
       "jaxattn": lambda q, k, v: jaxattn.linear_attention(
@@ -101,15 +90,14 @@ def _ours(case: str, length: int) -> dict[str, Callable[..., jax.Array]]:
     }
   pattern = _PATTERNS[case][1](length)
 
-  def attend(implementation: str) -> Callable[..., jax.Array]:
-    return lambda q, k, v: jaxattn.block_sparse(
-      q, k, v, pattern=pattern, implementation=implementation
-    )
-
-  found = {"jaxattn, pallas": attend("pallas")}
-  if length <= 16384 and case != "causal":
-    found["jaxattn, xla"] = attend("xla")
-  return found
+  names = ["pallas"]
+  if _PORTABLE.value and length <= 16384 and case != "causal":
+    names.append("xla")
+  attend = functools.partial(jaxattn.block_sparse, pattern=pattern)
+  return {
+    f"jaxattn, {name}": functools.partial(attend, implementation=name)
+    for name in names
+  }
 
 
 def _work(case: str, length: int) -> tuple[int, float, float]:
@@ -136,7 +124,7 @@ def _time(
     try:
       compiled = timing.compile_pass(attend, which, arrays)
       found[which] = {
-        "seconds": seconds(compiled.call, _BUDGET.value),
+        "seconds": timing.back_to_back(compiled.call, _BUDGET.value),
         "temporary": compiled.temporary,
       }
     except Exception as error:  # What a peer cannot do is a result.
@@ -170,7 +158,7 @@ def _records(
         record["tflops"] = products * edges / result["seconds"] / 1e12
         record["tflops_on_tiles"] = products * tiles / result["seconds"] / 1e12
       records.append(record)
-      logging.info("%s", _line(record))
+      print(_line(record), flush=True)
   return records
 
 
@@ -238,7 +226,7 @@ def main(argv: list[str]) -> None:
     f"`{environment['command']}`, {environment['date']}, "
     f"{environment['device']}, jax {environment['jax']}, torch "
     f"{environment.get('torch')}; bfloat16, batch 1, {_HEADS.value} heads. "
-    "Rates count edges attended: 2 products forward, 7 forward and backward.\n\n"
+    "Rates count edges attended: 2 products forward, 7 with backward.\n\n"
   )
   text = head + _table(records) + "\n"
   output.with_suffix(".md").write_text(text)

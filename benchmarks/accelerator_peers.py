@@ -25,7 +25,8 @@ def versions() -> dict[str, str]:
 def jax_peers(case: str) -> dict[str, Callable[..., jax.Array]]:
   """`jax.nn` through cuDNN, where it has the pattern."""
   if case == "window":
-    window = {"local_window_size": (4095, 0), "is_causal": True}
+    window: dict[str, Any] = {"local_window_size": (4095, 0)}
+    window["is_causal"] = True
   elif case in ("causal", "linear"):
     window = {"is_causal": True}
   else:
@@ -91,25 +92,31 @@ def torch_peers(
 def _flex(torch: Any, case: str, length: int) -> Callable[..., Any]:
   from torch.nn.attention import flex_attention
 
-  if case == "window":
-    keep = lambda b, h, i, j: (i >= j) & (i - j < 4096)
-  elif case == "causal":
-    keep = lambda b, h, i, j: i >= j
-  elif case == "strided":
-    keep = lambda b, h, i, j: (i >= j) & (((i - j) % 128 == 0) | (i - j < 128))
-  else:
-    blocks = np.arange(0, length, 64)
-    pattern = patterns.RandomBlocks(3, 64).resolve(length, length)
-    random = torch.tensor(
-      np.asarray(pattern.mask(blocks[:, None], blocks[None, :])), device="cuda"
-    )
-    keep = lambda b, h, i, j: (
-      ((i - j).abs() <= 192) | (i < 128) | (j < 128) | random[i // 64, j // 64]
-    )
-  mask = torch.compile(flex_attention.create_block_mask)(
+  blocks = np.arange(0, length, 64)
+  pattern = patterns.RandomBlocks(3, 64).resolve(length, length)
+  random = torch.tensor(
+    np.asarray(pattern.mask(blocks[:, None], blocks[None, :])), device="cuda"
+  )
+
+  def window(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return (i >= j) & (i - j < 4096)
+
+  def causal(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return i >= j
+
+  def strided(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return (i >= j) & (((i - j) % 128 == 0) | (i - j < 128))
+
+  def bigbird(b: Any, h: Any, i: Any, j: Any) -> Any:
+    near = (i - j).abs() <= 192
+    return near | (i < 128) | (j < 128) | random[i // 64, j // 64]
+
+  masks = {"window": window, "causal": causal, "strided": strided}
+  keep = masks.get(case, bigbird)
+  mask = torch.compile(flex_attention.create_block_mask, dynamic=False)(
     keep, None, None, length, length, device="cuda"
   )
-  attend = torch.compile(flex_attention.flex_attention)
+  attend = torch.compile(flex_attention.flex_attention, dynamic=False)
   return lambda q, k, v: attend(q, k, v, block_mask=mask)
 
 

@@ -97,6 +97,7 @@ def _method(
 
   def build(length: int, heads: int, depth: int) -> Any:
     import jax
+
     import jaxattn
 
     method = make(jaxattn, length)

@@ -101,13 +101,12 @@ def _torch_step(function: Any, inputs: list[Any], train: bool) -> Any:
 def _jax_step(function: Any, inputs: list[Any], train: bool) -> Any:
   import jax
 
-  run = function
-  if train:
-    shape = jax.eval_shape(function, *inputs)
-    cotangent = jax.random.normal(jax.random.key(1), shape.shape)
-    run = lambda *x: jax.vjp(function, *x)[1](cotangent)
-  compiled = jax.jit(run).lower(*inputs).compile()
-  memory = compiled.memory_analysis()
+  def both(*x: Any) -> Any:
+    out, pull = jax.vjp(function, *x)
+    return pull(jax.random.normal(jax.random.key(1), out.shape))
+
+  compiled = jax.jit(both if train else function).lower(*inputs).compile()
+  memory: Any = compiled.memory_analysis()
   planned = memory.temp_size_in_bytes + memory.output_size_in_bytes
   return lambda: jax.block_until_ready(compiled(*inputs)), planned / 2**20
 

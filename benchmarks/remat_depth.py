@@ -3,7 +3,8 @@ r"""Memory of a deep decoder against its depth, by what is kept or recomputed.
   python -m benchmarks.remat_depth
   pip install 'jax[tpu]'
   python -m benchmarks.remat_depth --topology=v5e:2x2
-  python -m benchmarks.remat_depth --method=reformer --kinds=none,full,reversible \
+  python -m benchmarks.remat_depth --method=reformer \
+    --kinds=none,full,reversible \
     --output=benchmarks/results/reversible_depth.jsonl
 
 Counts, for the Sparse Transformer's form of the decoder or one with Reformer's

@@ -10,8 +10,6 @@ The best ones are written into `CONFIGS` of the kernels by hand.
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 from absl import app
 from absl import flags
 
+from benchmarks import timing
 from jaxattn import patterns
 from jaxattn._src import layout
 from jaxattn._src.pallas import block_sparse_gpu
@@ -40,21 +39,6 @@ _KEY = [
   for slots in (2, 3, 4)
   for paired in (False, True)
 ]
-
-
-def seconds(function: Callable[[], Any], budget: float = 0.15) -> float:
-  """Seconds a call, of the fastest of some batches of calls."""
-  jax.block_until_ready(function())
-
-  def batch(count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-      out = function()
-    jax.block_until_ready(out)
-    return (time.perf_counter() - start) / count
-
-  count = max(1, int(budget / 3 / max(batch(2), 1e-6)))
-  return min(batch(count) for _ in range(3))
 
 
 def main(argv: list[str]) -> None:
@@ -91,7 +75,7 @@ def main(argv: list[str]) -> None:
       which = dataclasses.replace(problem, config=config)
       try:
         run = jax.jit(functools.partial(call, which)).lower(*args).compile()
-        took = seconds(lambda: run(*args))
+        took = timing.back_to_back(lambda: run(*args), 0.15)
       except Exception as error:  # A size that does not fit is a result.
         text = str(error).splitlines()[0][:80]
         print(f"{name:7} {kind:8} {option}: {text}", flush=True)
@@ -109,7 +93,10 @@ def main(argv: list[str]) -> None:
     given = (query, key, value, {})
     for option in _FORWARD:
       report("forward", option, 2, block_sparse_gpu.forward, *given)
-    back = (*given, dout, lse, delta)
+    inputs = block_sparse_gpu_backward.Inputs(
+      query, key, value, {}, dout, lse, delta
+    )
+    back = (inputs,)
     for option in _QUERY:
       call = block_sparse_gpu_backward.query_gradient
       report("queries", option, 3, call, *back)

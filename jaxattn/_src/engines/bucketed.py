@@ -144,7 +144,11 @@ def _attend(
 
 
 def _forward(call, query, key, value, order, ids) -> Any:
-  run = lambda *x: bucketed_rounds.forward(call, *x, ids)
+
+  def run(*x: Any) -> Any:
+    query, key, value, order = x
+    return bucketed_rounds.forward(call, query, key, value, order, ids)
+
   out, lse = _over_heads(run, key, [query, key, value, order])
   if ids.there is not None:
     there = ids.there[..., None]
@@ -159,7 +163,10 @@ def _backward(call, kept: Any, cotangent: Any) -> Any:
   rows = pair_tiles.softmax_rows(out, lse, of_out, of_lse)
 
   def run(*x: Any) -> list[jax.Array]:
-    grads = bucketed_rounds.backward(call, *x[:4], ids, x[4:])
+    query, key, value, order, *lines = x
+    grads = bucketed_rounds.backward(
+      call, query, key, value, order, ids, (lines[0], lines[1], lines[2])
+    )
     return [g.astype(y.dtype) for g, y in zip(grads, x[:3], strict=True)]
 
   lines = (of_out.astype(value.dtype), *rows)

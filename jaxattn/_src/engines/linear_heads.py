@@ -1,7 +1,8 @@
-"""Linear attention on CPUs: one key head at a time, all of its chunks at once.
+"""Linear attention with all chunks of a row at once.
 
-A head's features fit a cache where those of all heads do not, and its chunks
-are one batch of matrix products instead of a loop over small ones.
+Chunks are one batch of matrix products instead of a loop over small ones: on
+GPUs and TPUs of all heads together, on CPUs of one key head after the other,
+whose features fit a cache where those of all do not.
 """
 
 import functools
@@ -10,19 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxattn._src import dispatch
 from jaxattn._src.engines import head_loop
 from jaxattn._src.engines import linear_chunks as chunks
 
 _CHUNK = 128
-# Numbers of a head's features and states, above which chunks are better taken
-# one after the other.
-_MOST = 1 << 21
+# Numbers of the features and states in flight, above which chunks are better
+# taken one after the other; on CPUs those of one head.
+_MOST = {"cpu": 1 << 21, "gpu": 1 << 29, "tpu": 1 << 28}
 
 
 def pays(
   feature_map: Any, query: jax.Array, key: jax.Array, causal: bool
 ) -> bool:
-  """Whether heads should be taken one after the other.
+  """Whether chunks should be taken all at once.
 
   Args:
     feature_map: a `Partial`.
@@ -37,7 +39,10 @@ def pays(
   numbers = batch * max(length * group, key.shape[1]) * size
   if causal:
     numbers += batch * -(-length // _CHUNK) * size * key.shape[-1]
-  return numbers <= _MOST and head_loop.pays(
+  platform = dispatch.platform()
+  if platform != "cpu":
+    return numbers * key.shape[2] <= _MOST.get(platform, 0)
+  return numbers <= _MOST["cpu"] and head_loop.pays(
     batch * length * group, key.shape[2]
   )
 
@@ -66,9 +71,18 @@ def attend(
   Returns:
     `[B, T, N, V]` float32.
   """
-  one = functools.partial(_head, causal, precision, feature_map, valid)
-  run = lambda *x: (one(*x),)
-  return head_loop.run(run, key.shape[2], [query, key, value])[0]
+
+  def run(*x: jax.Array) -> tuple[jax.Array]:
+    return (_heads(causal, precision, feature_map, valid, *x),)
+
+  return _over_heads(run, [query, key, value])[0]
+
+
+def _over_heads(function: Any, arrays: list[jax.Array]) -> Any:
+  """Runs a function of arrays with heads on axis 2, by heads on CPUs."""
+  if dispatch.platform() != "cpu":
+    return function(*arrays)
+  return head_loop.run(function, arrays[1].shape[2], arrays)
 
 
 def _forward(
@@ -87,15 +101,14 @@ def _backward(
   def pulled(query: Any, key: Any, value: Any, ct: Any) -> list[jax.Array]:
     def one(leaves: Any, *x: Any) -> jax.Array:
       given = jax.tree.unflatten(structure, leaves)
-      return _head(causal, precision, given, valid, *x)
+      return _heads(causal, precision, given, valid, *x)
 
     _, pull = jax.vjp(one, leaves, query, key, value)
     of_map, *grads = pull(ct)
     # Each head's share of the map's gradient, to be summed.
     return [*grads, *(x[None, None, None] for x in of_map)]
 
-  arrays = [query, key, value, cotangent]
-  grads = head_loop.run(pulled, key.shape[2], arrays)
+  grads = _over_heads(pulled, [query, key, value, cotangent])
   of_map = jax.tree.unflatten(structure, [x[0, 0].sum(0) for x in grads[3:]])
   return of_map, *grads[:3], None
 
@@ -103,7 +116,7 @@ def _backward(
 attend.defvjp(_forward, _backward)
 
 
-def _head(
+def _heads(
   causal: bool,
   precision: Any,
   feature_map: Any,
@@ -112,11 +125,15 @@ def _head(
   key: jax.Array,
   value: jax.Array,
 ) -> jax.Array:
-  """One key head: `[B, T, G, H]`, `[B, S, 1, H]` and `[B, S, 1, V]`."""
+  """Some key heads: `[B, T, N, H]`, `[B, S, K, H]` and `[B, S, K, V]`."""
   if valid is not None:
     valid = jnp.broadcast_to(valid, (key.shape[0], key.shape[1]))
+  rows, length, heads, depth = query.shape
+  query = query.reshape(rows, length, key.shape[2], -1, depth)
   run = functools.partial(_causal if causal else _whole, precision, feature_map)
-  return jax.vmap(run)(query, key[:, :, 0], value[:, :, 0], valid)
+  by_head = jax.vmap(run, in_axes=(1, 1, 1, None), out_axes=1)
+  out = jax.vmap(by_head)(query, key, value, valid)
+  return out.reshape(rows, length, heads, value.shape[-1])
 
 
 def _whole(
@@ -170,9 +187,11 @@ def _causal(
   size = min(_CHUNK, length)
   missing = -length % size
   if missing:
-    pad = lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
     valid = jnp.ones(length, bool) if valid is None else valid
-    query, key, value, valid = map(pad, (query, key, value, valid))
+    query, key, value, valid = (
+      jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+      for x in (query, key, value, valid)
+    )
   num = (length + missing) // size
   dot = functools.partial(jnp.einsum, precision=precision)
   queries = chunks.features(feature_map, query.reshape(num, size * group, -1))
@@ -225,6 +244,8 @@ def _before(
   sums: tuple[jax.Array, jax.Array], keep: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
   """For every chunk the sums of those before it, chunks first."""
+  if dispatch.platform() != "cpu":
+    return _before_in_parallel(sums, keep)
 
   def step(state: Any, chunk: Any) -> Any:
     more, keep = chunk
@@ -233,3 +254,24 @@ def _before(
 
   start = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], jnp.float32), sums)
   return jax.lax.scan(step, start, (sums, keep))[1]
+
+
+def _before_in_parallel(
+  sums: tuple[jax.Array, jax.Array], keep: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """The same in a number of steps that grows with the logarithm."""
+  if keep is None:
+    return jax.tree.map(lambda x: jnp.cumsum(x, axis=0) - x, sums)
+
+  def join(first: Any, second: Any) -> Any:
+    (old, kept), (new, keep) = first, second
+
+    def add(x: jax.Array, y: jax.Array) -> jax.Array:
+      return y + x * jnp.expand_dims(keep, tuple(range(1, x.ndim)))
+
+    return jax.tree.map(add, old, new), kept * keep
+
+  after, _ = jax.lax.associative_scan(join, (sums, keep))
+  return jax.tree.map(
+    lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]]), after
+  )

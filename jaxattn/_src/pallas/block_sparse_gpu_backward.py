@@ -8,6 +8,7 @@ Both compute the weights again from the log-sum-exp.
 import dataclasses
 import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +23,10 @@ from jaxattn._src.pallas import mosaic
 TILE = block_sparse_gpu.TILE
 
 
-def query_gradient(
-  problem: block_sparse_gpu.Problem,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  ids: dict[str, jax.Array],
-  dout: jax.Array,
-  lse: jax.Array,
-  delta: jax.Array,
-) -> jax.Array:
-  """Gradient of the queries of every run, not yet times the scale.
+class Inputs(NamedTuple):
+  """What both kernels are given.
 
-  Args:
-    problem: the piece.
+  Attributes:
     query: `[B, R * 128, N, H]` bfloat16 or float16.
     key: `[B, C * 128, K, H]`.
     value: `[B, C * 128, K, V]`.
@@ -43,55 +34,68 @@ def query_gradient(
     dout: `[B, R * 128, N, V]` in query's dtype.
     lse: `[B, N, R * 128]` float32, finite.
     delta: `[B, N, R * 128]` float32.
+  """
+
+  query: jax.Array
+  key: jax.Array
+  value: jax.Array
+  ids: dict[str, jax.Array]
+  dout: jax.Array
+  lse: jax.Array
+  delta: jax.Array
+
+  def named(self, tables: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """All arrays by name, after the tables of a problem."""
+    arrays = self._asdict()
+    ids = arrays.pop("ids")
+    return {**tables, **ids, **arrays}
+
+
+def query_gradient(
+  problem: block_sparse_gpu.Problem, inputs: Inputs
+) -> jax.Array:
+  """Gradient of the queries of every run, not yet times the scale.
 
   Returns:
     `[B, slots * 128, N, H]` in query's dtype.
   """
-  sizes = _Sizes.of(problem, query, key, value, by_key=False)
-  given = {**problem.tables(), **ids, "query": query, "key": key}
-  given.update(value=value, dout=dout, lse=lse, delta=delta)
+  sizes = _Sizes.of(problem, inputs, by_key=False)
+  given = inputs.named(problem.tables())
+  batch, _, heads, depth = inputs.query.shape
   names = (*given, "dquery")
-  batch, _, heads, depth = query.shape
   body = functools.partial(_query_kernel, problem, sizes, names)
   shape = (batch, problem.rows().num_slots * TILE, heads, depth)
   return mosaic.kernel(
     body,
     problem.interpret,
-    out_type=jax.ShapeDtypeStruct(shape, query.dtype),
+    out_type=jax.ShapeDtypeStruct(shape, inputs.query.dtype),
     scratch_types=sizes.scratch(vectors=False),
     **problem.grid(heads, batch),
   )(*given.values())
 
 
 def key_gradients(
-  problem: block_sparse_gpu.Problem,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  ids: dict[str, jax.Array],
-  dout: jax.Array,
-  lse: jax.Array,
-  delta: jax.Array,
+  problem: block_sparse_gpu.Problem, inputs: Inputs
 ) -> tuple[jax.Array, jax.Array]:
-  """Gradients of the keys and values; arguments as `query_gradient`.
+  """Gradients of the keys, not yet times the scale, and values of every run.
 
   Returns:
-    `[B, slots * 128, K, H]`, not yet times the scale, and
-    `[B, slots * 128, K, V]`, in query's dtype.
+    `[B, slots * 128, K, H]` and `[B, slots * 128, K, V]` in query's dtype.
   """
-  sizes = _Sizes.of(problem, query, key, value, by_key=True)
-  given = {**problem.tables(by_key=True), **ids, "query": query, "key": key}
-  given.update(value=value, dout=dout, lse=lse, delta=delta)
+  sizes = _Sizes.of(problem, inputs, by_key=True)
+  given = inputs.named(problem.tables(by_key=True))
   names = (*given, "dkey", "dvalue")
-  batch, heads = key.shape[0], key.shape[2]
+  batch, heads = inputs.key.shape[0], inputs.key.shape[2]
   body = functools.partial(_key_kernel, problem, sizes, names)
   length = problem.rows(by_key=True).num_slots * TILE
   return mosaic.kernel(
     body,
     problem.interpret,
     out_type=[
-      jax.ShapeDtypeStruct((batch, length, heads, x.shape[-1]), query.dtype)
-      for x in (key, value)
+      jax.ShapeDtypeStruct(
+        (batch, length, heads, x.shape[-1]), inputs.query.dtype
+      )
+      for x in (inputs.key, inputs.value)
     ],
     scratch_types=sizes.scratch(vectors=True),
     **problem.grid(heads, batch, by_key=True),
@@ -113,12 +117,11 @@ class _Sizes:
   def of(
     cls,
     problem: block_sparse_gpu.Problem,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    inputs: Inputs,
     *,
     by_key: bool,
   ) -> "_Sizes":
+    query, key, value = inputs[:3]
     config, group = problem.config, query.shape[2] // key.shape[2]
     longest = int(problem.rows(by_key=by_key).degree.max())
     step = config.key_step if by_key else config.query_step

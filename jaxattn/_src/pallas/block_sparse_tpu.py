@@ -346,7 +346,7 @@ def _tile(
     for ref in scratch:
       ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
-  masked = lambda scores: steps.masked(scores, ids, mask, at)
+  masked = functools.partial(steps.masked, ids=ids, mask=mask, flags=at)
   kernel(steps, at, masked, inputs, outputs, scratch)
 
 

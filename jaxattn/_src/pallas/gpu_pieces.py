@@ -1,5 +1,6 @@
 """Pieces of block-sparse attention by the Hopper kernels, on whole arrays."""
 
+import functools
 from typing import Any
 
 import jax
@@ -52,7 +53,8 @@ def obstacle(
 def forward(task: piece_passes.Task, inputs: piece_passes.Inputs) -> Any:
   """The piece's partial attention of all queries; see `piece_passes`."""
   problem, arrays, ids = _prepare(task, inputs)
-  out, lse = block_sparse_gpu.forward(problem, *arrays, ids)
+  query, key, value = arrays
+  out, lse = block_sparse_gpu.forward(problem, query, key, value, ids)
   lse = jnp.swapaxes(lse, 1, 2)
   rows = problem.rows()
   out, lse = _tiles(out), _tiles(lse)
@@ -67,7 +69,9 @@ def forward(task: piece_passes.Task, inputs: piece_passes.Inputs) -> Any:
     out = _replace(out, places, parts.out.astype(out.dtype))
     lse = _replace(lse, places, parts.lse)
   out, lse = out[:, : rows.num_rows], lse[:, : rows.num_rows]
-  put = lambda x: tile_maps.put(x, task.piece.query, task.q_len)
+  put = functools.partial(
+    tile_maps.put, index_map=task.piece.query, length=task.q_len
+  )
   width = inputs.value.shape[-1]
   return merge.Partial(put(out)[..., :width].astype(jnp.float32), put(lse))
 
@@ -84,9 +88,12 @@ def backward(
   lse, delta = (
     jnp.swapaxes(_flat(x, piece.query), 1, 2) for x in (rows.lse, rows.delta)
   )
-  given = (*arrays, ids, dout, lse, delta)
-  dq = block_sparse_gpu_backward.query_gradient(problem, *given)
-  dk, dv = block_sparse_gpu_backward.key_gradients(problem, *given)
+  query, key, value = arrays
+  given = block_sparse_gpu_backward.Inputs(
+    query, key, value, ids, dout, lse, delta
+  )
+  dq = block_sparse_gpu_backward.query_gradient(problem, given)
+  dk, dv = block_sparse_gpu_backward.key_gradients(problem, given)
   found = []
   for grad, like, by_key, factor in (
     (dq, inputs.query, False, task.plan.scale),
@@ -97,9 +104,12 @@ def backward(
     tiles = _tiles(grad)
     if runs.parts.size:
       places = _places(runs.parts, like.shape[2])
-      total = sum(
-        _part(tiles, places, p).astype(jnp.float32)
-        for p in range(runs.parts.shape[-1])
+      total = functools.reduce(
+        jnp.add,
+        (
+          _part(tiles, places, p).astype(jnp.float32)
+          for p in range(runs.parts.shape[-1])
+        ),
       )
       tiles = _replace(tiles, places, total.astype(tiles.dtype))
     index_map = piece.key if by_key else piece.query
@@ -123,6 +133,7 @@ def _prepare(
   positions = (inputs.query_ids.position, inputs.key_ids.position)
   if positions[0] is not None and positions[1] is not None:
     for side, found in zip(maps, positions, strict=True):
+      assert found is not None
       ids[f"{side}_position"] = _flat(found.astype(jnp.int32), maps[side])
   problem = block_sparse_gpu.Problem(
     piece=piece,

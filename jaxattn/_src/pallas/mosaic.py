@@ -1,8 +1,8 @@
 """Small parts of Mosaic GPU kernels, over what differs between its versions."""
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence
-import dataclasses
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ LANE = 64  # Rows of a warpgroup.
 
 def load(ref: Any, layout: Any) -> jax.Array:
   """Loads from shared or global memory in a layout of registers."""
-  return plgpu.load(ref, layout=layout, optimized=False)
+  read: Any = plgpu.load  # Its signature differs between versions.
+  return read(ref, layout=layout, optimized=False)
 
 
 def zeros(shape: tuple[int, ...]) -> jax.Array:
@@ -63,9 +64,8 @@ def add_product(
     out = jnp.dot(first, second[...], preferred_element_type=jnp.float32)
     plgpu.commit_smem()
     return acc + out
-  return pl.run_state(lambda ref: plgpu.wgmma(ref, first, second))(
-    plgpu.ACC.init(acc)
-  )
+  run: Any = pl.run_state(lambda ref: plgpu.wgmma(ref, first, second))
+  return run(plgpu.ACC.init(acc))
 
 
 def spread(x: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
@@ -98,7 +98,10 @@ class Stream:
 
 def produce(steps: jax.Array, slots: int, streams: Sequence[Stream]) -> None:
   """Runs the copying warpgroup: keeps `slots` steps ahead."""
-  slot = lambda j: lax.rem(j, jnp.int32(slots))
+
+  def slot(j: jax.Array) -> jax.Array:
+    return lax.rem(j, jnp.int32(slots))
+
   for i in range(slots):
 
     @pl.when(i < steps)

@@ -102,7 +102,10 @@ def rows(
     (more,) = np.nonzero(extra & (head == h))
     slot[more] = per_head + np.arange(len(more))
   longest_first = np.argsort(-length, kind="stable")
-  pick = lambda x: np.ascontiguousarray(x[longest_first], np.int32)
+
+  def pick(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x[longest_first], np.int32)
+
   return Rows(
     head=None if heads is None else pick(head),
     row=pick(local),
