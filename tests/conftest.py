@@ -48,10 +48,12 @@ STRICT_DTYPES = frozenset(
     "bucketed_test",
     "etc_method_test",
     "etc_test",
+    "dispatch_test",
     "explain_test",
     "favor_test",
     "gathered_test",
     "global_tokens_test",
+    "hopper_kernels_test",
     "jaxpr_walker_test",
     "kmeans_test",
     "layout_test",
@@ -78,6 +80,7 @@ STRICT_DTYPES = frozenset(
     "synthesizer_limits_test",
     "synthesizer_test",
     "token_projections_test",
+    "tpu_kernels_test",
   }
 )
 

@@ -126,3 +126,68 @@ def test_what_the_kernels_do_not_serve_is_said(arrays, kwargs, match):
   )
   with dispatch.emulate("tpu"), pytest.raises(NotImplementedError, match=match):
     jax.eval_shape(functools.partial(attend, implementation="pallas"), *made)
+
+
+def _linear(arrays, mask, implementation, feature_map):
+  def attend(query, key, value):
+    return jaxattn.linear_attention(
+      query,
+      key,
+      value,
+      feature_map=feature_map,
+      mask=mask,
+      implementation=implementation,
+    )
+
+  *inputs, dout = arrays
+  out, pull = jax.vjp(attend, *inputs)
+  return (out, *pull(dout))
+
+
+@pytest.mark.parametrize("length", [5, 128, 300])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_causal_linear_attention_equals_the_portable_engine(length, dtype):
+  arrays = kernel_cases.inputs(length, 4, 2, 24, 40, batch=2, dtype=dtype)
+  valid = jnp.arange(length)[None] < jnp.array([[length], [length - 3]])
+  mask = jaxattn.Mask(causal=True, key_valid=valid)
+  elu = jaxattn.feature_maps.elu_features
+  with dispatch.emulate("tpu", _INTERPRET):
+    got = _linear(arrays, mask, "pallas", elu)
+  wide = [x.astype(jnp.float32) for x in arrays]
+  want = _linear(wide, mask, "xla", elu)
+  rounding = 1e-5 if dtype == "float32" else 2e-2
+  for g, w in zip(got, want, strict=True):
+    g = np.asarray(g, np.float32)
+    assert np.linalg.norm(g - w) <= rounding * np.linalg.norm(w)
+
+
+def test_causal_linear_attention_lowers_for_tpu():
+  arrays = kernel_cases.inputs(1000, 4, 2, 64)
+  elu = jaxattn.feature_maps.elu_features
+
+  def both(*arrays):
+    return _linear(arrays, jaxattn.CAUSAL, None, elu)
+
+  with dispatch.emulate("tpu"):
+    lowered = jax.jit(both).trace(*arrays).lower(lowering_platforms=("tpu",))
+  assert lowered.as_text().count("tpu_custom_call") == 4
+
+
+def test_what_the_linear_kernel_does_not_serve_is_said():
+  arrays = kernel_cases.inputs(8, 1, 1, 8)
+  elu = jaxattn.feature_maps.elu_features
+  logarithms = jax.tree_util.Partial(
+    jaxattn.positive_features, jnp.ones((4, 8))
+  )
+  segments = jnp.zeros((1, 8), jnp.int32)
+  packed = jaxattn.Mask(
+    causal=True, query_segment_ids=segments, key_segment_ids=segments
+  )
+  with dispatch.emulate("tpu", _INTERPRET):
+    for mask, feature_map, match in (
+      (jaxattn.FULL, elu, "without causality"),
+      (packed, elu, "no segments"),
+      (jaxattn.CAUSAL, logarithms, "keep a logarithm"),
+    ):
+      with pytest.raises(NotImplementedError, match=match):
+        _linear(arrays, mask, "pallas", feature_map)

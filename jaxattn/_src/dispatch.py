@@ -113,6 +113,12 @@ def choose(
     why = f"the kernels of {engine} need {known}, and this is {device}"
   elif kernels[device] is not None:
     why = f"the {device} kernel of {engine} does not serve: {kernels[device]}"
+  elif implementation is None and _may_be_partitioned():
+    why = (
+      f"there are {jax.device_count()} devices, among which the compiler "
+      "cannot divide a kernel: call it inside jax.shard_map, or with "
+      "implementation='pallas' for one device"
+    )
   else:
     emulated = _emulation.get()
     interpret = None if emulated is None else emulated.interpret
@@ -120,6 +126,14 @@ def choose(
   if implementation == "pallas":
     raise NotImplementedError(f"{why}; pass implementation=None.")
   return Choice("xla", why)
+
+
+def _may_be_partitioned() -> bool:
+  """Whether the compiler may divide the call among devices."""
+  if _emulation.get() is not None or jax.device_count() == 1:
+    return False
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or set(mesh.manual_axes) != set(mesh.axis_names)
 
 
 def score_budget() -> int:

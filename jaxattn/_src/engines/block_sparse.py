@@ -318,7 +318,7 @@ def _attend_backward(call, pieces, stacked, saved, cotangents):
 
   def pulled(query, key, value, logits, out, lse, dout, dlse):
     some = inputs._replace(query=query, key=key, value=value, logits=logits)
-    delta = jnp.sum(out * dout, axis=-1) - dlse
+    delta = jnp.sum(out.astype(jnp.float32) * dout, axis=-1) - dlse
     # A row without edges has no weights: any finite lse gives it zeros.
     lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
     rows = piece_passes.Rows(dout.astype(value.dtype), lse, delta)

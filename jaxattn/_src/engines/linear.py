@@ -84,35 +84,74 @@ def linear_attention(
   base.check_qkv(query, key, value)
   batch, (q_len, k_len) = query.shape[:-3], (query.shape[-3], key.shape[-3])
   mask.only(*sorted(HONOURS), by="linear_attention").check(batch, q_len, k_len)
-  dispatch.choose("linear_attention", implementation)
   if chunk is not None and chunk < 1:
     raise ValueError(f"chunk must be positive, got {chunk}.")
   feature_map = as_map(feature_map, key)
+  choice = dispatch.choose(
+    "linear_attention",
+    implementation,
+    _obstacles(feature_map, query, value, mask, chunk),
+  )
   q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-  precision = dispatch.precision(query.dtype)
   fields = (mask.key_valid, mask.query_segment_ids, mask.key_segment_ids)
   ids = chunks.Ids(*(_flat(x, batch) for x in fields))
-  if ids.key_segment is not None:
-    out = linear_order.attend(mask.causal, chunk, feature_map, q, k, v, ids)
-  elif mask.causal:
-    k, v, valid = _aligned(q_len, k, v, ids.key_valid)
-    if chunk is None and linear_heads.pays(feature_map, q, k, causal=True):
-      out = linear_heads.attend(True, precision, feature_map, q, k, v, valid)
-    else:
-      ids = chunks.Ids(valid)
-      out = linear_order.attend(True, chunk, feature_map, q, k, v, ids)
-  elif linear_heads.pays(feature_map, q, k, causal=False):
-    valid = ids.key_valid
-    out = linear_heads.attend(False, precision, feature_map, q, k, v, valid)
-  else:
-    out = linear_sums.attend(
-      feature_map, q, k, v, ids.key_valid, precision=precision
-    )
+  out = _attend(choice, mask.causal, chunk, feature_map, q, k, v, ids)
   out = out.reshape(*query.shape[:-1], value.shape[-1])
   if mask.query_valid is not None:
     valid = jax.lax.broadcast_to_rank(mask.query_valid, len(batch) + 1)
     out = jnp.where(valid[..., None, None], out, 0.0)
   return out.astype(query.dtype)
+
+
+def _obstacles(
+  feature_map: Any,
+  query: jax.Array,
+  value: jax.Array,
+  mask: masks.Mask,
+  chunk: int | None,
+) -> dict[str, str | None]:
+  """Why the kernel cannot serve a call, by its device."""
+  if dispatch.kernel_device() != "tpu":
+    return {"tpu": ""}
+  from jaxattn._src.pallas import linear_tpu
+
+  if chunk is not None:
+    return {"tpu": "it chooses its own chunks"}
+  segments = mask.key_segment_ids is not None
+  return {
+    "tpu": linear_tpu.obstacle(
+      feature_map, query, value, causal=mask.causal, segments=segments
+    )
+  }
+
+
+def _attend(
+  choice: dispatch.Choice,
+  causal: bool,
+  chunk: int | None,
+  feature_map: Any,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  ids: chunks.Ids,
+) -> jax.Array:
+  """`[B, T, N, V]` float32 by whom the call is best served."""
+  arrays = (feature_map, query, key, value)
+  if ids.key_segment is not None:
+    return linear_order.attend(causal, chunk, *arrays, ids)
+  valid, precision = ids.key_valid, dispatch.precision(query.dtype)
+  if causal:
+    key, value, valid = _aligned(query.shape[1], key, value, valid)
+    arrays = (feature_map, query, key, value)
+    if choice.name == "tpu":
+      from jaxattn._src.pallas import linear_tpu
+
+      return linear_tpu.attend(*arrays, valid, interpret=choice.interpret)
+  if chunk is None and linear_heads.pays(feature_map, query, key, causal):
+    return linear_heads.attend(causal, precision, *arrays, valid)
+  if causal:
+    return linear_order.attend(True, chunk, *arrays, chunks.Ids(valid))
+  return linear_sums.attend(*arrays, valid, precision=precision)
 
 
 def linear_extend(

@@ -242,26 +242,7 @@ def _forward_kernel(
     pl.when(group == 1)(meet)
     acc, top, total = worker.loop(mine, keys, values)
     pl.when(group == 0)(meet)
-    seen = total > 0
-    inverse = jnp.where(seen, 1.0 / jnp.where(seen, total, 1.0), 0.0)
-    acc *= mosaic.spread(inverse, acc.shape, 0)
-    lse = jnp.where(
-      seen,
-      (top + jnp.log2(jnp.where(seen, total, 1.0))) / mosaic.LOG2E,
-      -jnp.inf,
-    )
-    target = run["slot"] * TILE + group * mosaic.LANE
-    outs.at[group][...] = acc.astype(shape.dtype)
-    lses.at[group][...] = lse
-    plgpu.commit_smem()
-    there = pl.ds(target, mosaic.LANE)
-    plgpu.copy_smem_to_gmem(
-      outs.at[group], named["out"].at[batch, there, run["head"]]
-    )
-    plgpu.copy_smem_to_gmem(
-      lses.at[group], named["lse"].at[batch, run["head"], there]
-    )
-    plgpu.wait_smem_to_gmem(0)
+    worker.finish(acc, top, total, outs.at[group], lses.at[group])
 
   @pl.when(group == mosaic.WORKERS)
   def _() -> None:
@@ -300,6 +281,29 @@ class _Worker:
         full, degree, functools.partial(step, partial=True), carry
       )
     return carry
+
+  def finish(
+    self,
+    acc: jax.Array,
+    top: jax.Array,
+    total: jax.Array,
+    outs: Any,
+    lses: Any,
+  ) -> None:
+    """Writes outputs and lse out, through shared memory."""
+    seen = total > 0
+    total = jnp.where(seen, total, 1.0)
+    acc *= mosaic.spread(jnp.where(seen, 1.0 / total, 0.0), acc.shape, 0)
+    lse = (top + jnp.log2(total)) / mosaic.LOG2E
+    outs[...] = acc.astype(self.shape.dtype)
+    lses[...] = jnp.where(seen, lse, -jnp.inf)
+    plgpu.commit_smem()
+    batch, head = self.run["batch"], self.run["head"]
+    group = lax.axis_index("group")
+    there = pl.ds(self.run["slot"] * TILE + group * mosaic.LANE, mosaic.LANE)
+    plgpu.copy_smem_to_gmem(outs, self.refs["out"].at[batch, there, head])
+    plgpu.copy_smem_to_gmem(lses, self.refs["lse"].at[batch, head, there])
+    plgpu.wait_smem_to_gmem(0)
 
   def _step(
     self,

@@ -63,7 +63,7 @@ def query_gradient(
   given = inputs.named(problem.tables())
   batch, _, heads, depth = inputs.query.shape
   names = (*given, "dquery")
-  body = functools.partial(_query_kernel, problem, sizes, names)
+  body = functools.partial(_body, _Queries, problem, sizes, names)
   shape = (batch, problem.rows().num_slots * TILE, heads, depth)
   return mosaic.kernel(
     body,
@@ -86,7 +86,7 @@ def key_gradients(
   given = inputs.named(problem.tables(by_key=True))
   names = (*given, "dkey", "dvalue")
   batch, heads = inputs.key.shape[0], inputs.key.shape[2]
-  body = functools.partial(_key_kernel, problem, sizes, names)
+  body = functools.partial(_body, _Keys, problem, sizes, names)
   length = problem.rows(by_key=True).num_slots * TILE
   return mosaic.kernel(
     body,
@@ -166,6 +166,17 @@ class _Sizes:
     ]
 
 
+class _Memory(NamedTuple):
+  """Shared memory and barriers; see `_Sizes.scratch`."""
+
+  rows: Any
+  columns: Any
+  vectors: Any
+  asked: Any
+  ready: Any
+  used: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
   """What both kernels share: where things are, and the weights of a step."""
@@ -174,7 +185,9 @@ class _Kernel:
   sizes: _Sizes
   refs: dict[str, Any]
   run: dict[str, Any]
-  by_key: bool
+  memory: _Memory
+
+  by_key = False
 
   @property
   def first(self) -> jax.Array:
@@ -249,186 +262,213 @@ class _Kernel:
     for _, _, barrier in pairs:
       plgpu.barrier_wait(barrier.at[group])
 
-  def stream(self, source: Any, tiles: Any, ready: Any, used: Any) -> Any:
-    """A stream of tiles; `source` maps a step to what is copied."""
+  def stream(self, at: int, source: Any) -> mosaic.Stream:
+    """The stream number `at`; `source` maps a step to what is copied."""
+    tiles = (*self.memory.columns, *self.memory.vectors)[at]
+    ready, used = self.memory.ready[at], self.memory.used[at]
 
     def copy(j: jax.Array, slot: jax.Array) -> None:
       plgpu.copy_gmem_to_smem(source(j), tiles.at[slot], ready.at[slot])
 
     return mosaic.Stream(copy, ready, used)
 
+  def pairs(self, slot: jax.Array) -> list[tuple[Any, Any]]:
+    """What the scores and their slopes are the products of."""
+    rows, columns = self.memory.rows, self.memory.columns
+    group = lax.axis_index("group")
+    return [(rows[i].at[group], columns[i].at[slot]) for i in range(2)]
 
-def _query_kernel(
-  problem: block_sparse_gpu.Problem,
-  sizes: _Sizes,
-  names: tuple[str, ...],
-  *refs: Any,
-) -> None:
-  named = dict(zip(names, refs, strict=False))
-  rows, columns, vectors, asked, ready, used = refs[len(names) :]
-  run = block_sparse_gpu.run_at(named)
-  named["batch"] = batch = run["batch"]
-  this = _Kernel(problem, sizes, named, run, by_key=False)
-  group = lax.axis_index("group")
-  kv_head = lax.div(run["head"], jnp.int32(sizes.group))
+  def add(
+    self, acc: jax.Array, weights: jax.Array, column: int, slot: jax.Array
+  ) -> jax.Array:
+    """`acc` plus weights times a tile of columns."""
+    tile = self.memory.columns[column].at[slot]
+    return mosaic.add_product(acc, weights, tile, self.problem.interpret)
 
-  def source(name: str) -> Any:
-    def at(j: jax.Array) -> Any:
-      tile, inside = this.tile(j)
-      first = named["cols"][tile] * TILE + inside
-      return named[name].at[batch, pl.ds(first, sizes.step), kv_head]
-
-    return at
-
-  keys, values = (
-    this.stream(source(name), columns[i], ready[i], used[i])
-    for i, name in enumerate(("key", "value"))
-  )
-
-  @pl.when(group < mosaic.WORKERS)
-  def _() -> None:
-    plgpu.set_max_registers(240, action="increase")
-    there = pl.ds(this.first, mosaic.LANE)
-    wide = (batch, there, run["head"])
-    thin = (batch, run["head"], there)
-    this.fetch(
-      [
-        (named["query"].at[wide], rows[0], asked[0]),
-        (named["dout"].at[wide], rows[1], asked[1]),
-        (named["lse"].at[thin], vectors[0], asked[2]),
-        (named["delta"].at[thin], vectors[1], asked[3]),
-      ]
-    )
-    lse, delta = (mosaic.load(v.at[group], mosaic.BY_ROW) for v in vectors)
-
-    def step(j: Any, carry: Any, *, partial: bool) -> Any:
-      acc, lse, delta = carry
-      slot = lax.rem(j, jnp.int32(sizes.slots))
-      keys.wait(slot)
-      values.wait(slot)
-      scores, slopes = mosaic.products(
-        *((rows[i].at[group], columns[i].at[slot]) for i in range(2))
-      )
-      values.release(slot)
-      scores = this.masked(scores, j, partial=partial)
-      weights = this.weights(scores, lse, 0)
-      slopes = weights * (slopes - mosaic.spread(delta, slopes.shape, 0))
-      acc = mosaic.add_product(
-        acc, slopes.astype(sizes.dtype), columns[0].at[slot], problem.interpret
-      )
-      keys.release(slot)
-      return acc, lse, delta
-
-    start = mosaic.zeros((mosaic.LANE, sizes.depth))
-    acc, _, _ = this.loop(step, (start, lse * mosaic.LOG2E, delta))
-    mine = rows[0].at[group]
-    mine[...] = acc.astype(sizes.dtype)
-    plgpu.commit_smem()
-    target = run["slot"] * TILE + group * mosaic.LANE
-    out = named["dquery"].at[batch, pl.ds(target, mosaic.LANE), run["head"]]
-    plgpu.copy_smem_to_gmem(mine, out)
-    plgpu.wait_smem_to_gmem(0)
-
-  @pl.when(group == mosaic.WORKERS)
-  def _() -> None:
-    plgpu.set_max_registers(24, action="decrease")
-    mosaic.produce(run["degree"] * sizes.parts, sizes.slots, [keys, values])
-
-
-def _key_kernel(
-  problem: block_sparse_gpu.Problem,
-  sizes: _Sizes,
-  names: tuple[str, ...],
-  *refs: Any,
-) -> None:
-  named = dict(zip(names, refs, strict=False))
-  rows, columns, vectors, asked, ready, used = refs[len(names) :]
-  run = block_sparse_gpu.run_at(named)
-  named["batch"] = batch = run["batch"]
-  this = _Kernel(problem, sizes, named, run, by_key=True)
-  group = lax.axis_index("group")
-  steps = run["degree"] * sizes.parts
-
-  def source(name: str, *, wide: bool) -> Any:
-    def at(j: jax.Array) -> Any:
-      member = lax.div(j, steps) if sizes.group > 1 else 0
-      head = run["head"] * sizes.group + member
-      tile, inside = this.tile(lax.rem(j, steps) if sizes.group > 1 else j)
-      there = pl.ds(named["cols"][tile] * TILE + inside, sizes.step)
-      place = (batch, there, head) if wide else (batch, head, there)
-      return named[name].at[place]
-
-    return at
-
-  queries, douts, lses, deltas = (
-    this.stream(
-      source(name, wide=i < 2), (*columns, *vectors)[i], ready[i], used[i]
-    )
-    for i, name in enumerate(("query", "dout", "lse", "delta"))
-  )
-
-  @pl.when(group < mosaic.WORKERS)
-  def _() -> None:
-    plgpu.set_max_registers(240, action="increase")
-    place = (batch, pl.ds(this.first, mosaic.LANE), run["head"])
-    this.fetch(
-      [
-        (named["key"].at[place], rows[0], asked[0]),
-        (named["value"].at[place], rows[1], asked[1]),
-      ]
-    )
-
-    def step(j: Any, carry: Any, *, partial: bool, head: Any = 0) -> Any:
-      dkey, dvalue = carry
-      slot = lax.rem(j + head * steps, jnp.int32(sizes.slots))
-      pairs = [(rows[i].at[group], columns[i].at[slot]) for i in range(2)]
-      queries.wait(slot)
-      if problem.config.paired:
-        douts.wait(slot)
-        scores, slopes = mosaic.products(*pairs)
-      else:
-        (scores,), slopes = mosaic.products(pairs[0]), None
-      scores = this.masked(scores, j, partial=partial)
-      lses.wait(slot)
-      lse = mosaic.load(vectors[0].at[slot], mosaic.BY_COLUMN) * mosaic.LOG2E
-      lses.release(slot)
-      weights = this.weights(scores, lse, 1).astype(sizes.dtype)
-      if slopes is None:
-        douts.wait(slot)
-      dvalue = mosaic.add_product(
-        dvalue, weights, columns[1].at[slot], problem.interpret
-      )
-      if slopes is None:
-        (slopes,) = mosaic.products(pairs[1])
-      douts.release(slot)
-      deltas.wait(slot)
-      delta = mosaic.load(vectors[1].at[slot], mosaic.BY_COLUMN)
-      deltas.release(slot)
-      slopes -= mosaic.spread(delta, slopes.shape, 1)
-      slopes *= weights.astype(jnp.float32)
-      dkey = mosaic.add_product(
-        dkey, slopes.astype(sizes.dtype), columns[0].at[slot], problem.interpret
-      )
-      queries.release(slot)
-      return dkey, dvalue
-
-    start = tuple(
-      mosaic.zeros((mosaic.LANE, n)) for n in (sizes.depth, sizes.width)
-    )
-    found = this.loop(step, start, repeats=sizes.group)
-    target = run["slot"] * TILE + group * mosaic.LANE
-    place = (batch, pl.ds(target, mosaic.LANE), run["head"])
-    for tile, grad in zip(rows, found, strict=True):
+  def store(self, names: tuple[str, ...], found: Any) -> None:
+    """Writes sums out, through the memory of the rows."""
+    group, rows = lax.axis_index("group"), self.memory.rows
+    target = self.run["slot"] * TILE + group * mosaic.LANE
+    there = pl.ds(target, mosaic.LANE)
+    for tile, grad in zip(rows, found, strict=False):
       mine = tile.at[group]
-      mine[...] = grad.astype(sizes.dtype)
+      mine[...] = grad.astype(self.sizes.dtype)
     plgpu.commit_smem()
-    for name, tile in zip(("dkey", "dvalue"), rows, strict=True):
-      plgpu.copy_smem_to_gmem(tile.at[group], named[name].at[place])
+    for name, tile in zip(names, rows, strict=False):
+      out = self.refs[name].at[self.run["batch"], there, self.run["head"]]
+      plgpu.copy_smem_to_gmem(tile.at[group], out)
     plgpu.wait_smem_to_gmem(0)
+
+
+class _Queries(_Kernel):
+  """Gradient of a run of queries."""
+
+  @property
+  def steps(self) -> jax.Array:
+    """How many there are."""
+    return self.run["degree"] * self.sizes.parts
+
+  def streams(self) -> list[mosaic.Stream]:
+    """Keys and values."""
+    head = lax.div(self.run["head"], jnp.int32(self.sizes.group))
+
+    def source(name: str) -> Any:
+      def at(j: jax.Array) -> Any:
+        tile, inside = self.tile(j)
+        there = pl.ds(self.refs["cols"][tile] * TILE + inside, self.sizes.step)
+        return self.refs[name].at[self.run["batch"], there, head]
+
+      return at
+
+    return [self.stream(i, source(n)) for i, n in enumerate(("key", "value"))]
+
+  def work(self) -> None:
+    """What a computing warpgroup does."""
+    batch, head = self.run["batch"], self.run["head"]
+    there = pl.ds(self.first, mosaic.LANE)
+    rows, vectors = self.memory.rows, self.memory.vectors
+    targets = (*rows, *vectors)
+    names = ("query", "dout", "lse", "delta")
+    places = [(batch, there, head)] * 2 + [(batch, head, there)] * 2
+    self.fetch(
+      [
+        (self.refs[name].at[place], target, asked)
+        for name, place, target, asked in zip(
+          names, places, targets, self.memory.asked, strict=True
+        )
+      ]
+    )
+    group = lax.axis_index("group")
+    lse, delta = (mosaic.load(v.at[group], mosaic.BY_ROW) for v in vectors)
+    start = mosaic.zeros((mosaic.LANE, self.sizes.depth))
+    acc, _, _ = self.loop(self._step, (start, lse * mosaic.LOG2E, delta))
+    self.store(("dquery",), (acc,))
+
+  def _step(self, j: Any, carry: Any, *, partial: bool) -> Any:
+    acc, lse, delta = carry
+    keys, values = self.streams()
+    slot = lax.rem(j, jnp.int32(self.sizes.slots))
+    keys.wait(slot)
+    values.wait(slot)
+    scores, slopes = mosaic.products(*self.pairs(slot))
+    values.release(slot)
+    scores = self.masked(scores, j, partial=partial)
+    weights = self.weights(scores, lse, 0)
+    slopes = weights * (slopes - mosaic.spread(delta, slopes.shape, 0))
+    acc = self.add(acc, slopes.astype(self.sizes.dtype), 0, slot)
+    keys.release(slot)
+    return acc, lse, delta
+
+
+class _Keys(_Kernel):
+  """Gradients of a run of keys and values."""
+
+  by_key = True
+
+  @property
+  def steps(self) -> jax.Array:
+    """How many there are, for all query heads of the key head."""
+    return self._steps_of_head * self.sizes.group
+
+  @property
+  def _steps_of_head(self) -> jax.Array:
+    return self.run["degree"] * self.sizes.parts
+
+  def streams(self) -> list[mosaic.Stream]:
+    """Queries, cotangents of outputs, lse and delta."""
+    group, steps = self.sizes.group, self._steps_of_head
+    batch = self.run["batch"]
+
+    def source(name: str, *, wide: bool) -> Any:
+      def at(j: jax.Array) -> Any:
+        member = lax.div(j, steps) if group > 1 else 0
+        head = self.run["head"] * group + member
+        tile, inside = self.tile(lax.rem(j, steps) if group > 1 else j)
+        there = pl.ds(self.refs["cols"][tile] * TILE + inside, self.sizes.step)
+        place = (batch, there, head) if wide else (batch, head, there)
+        return self.refs[name].at[place]
+
+      return at
+
+    names = ("query", "dout", "lse", "delta")
+    return [
+      self.stream(i, source(name, wide=i < 2)) for i, name in enumerate(names)
+    ]
+
+  def work(self) -> None:
+    """What a computing warpgroup does."""
+    there = pl.ds(self.first, mosaic.LANE)
+    place = (self.run["batch"], there, self.run["head"])
+    rows, asked = self.memory.rows, self.memory.asked
+    self.fetch(
+      [
+        (self.refs["key"].at[place], rows[0], asked[0]),
+        (self.refs["value"].at[place], rows[1], asked[1]),
+      ]
+    )
+    sizes = (self.sizes.depth, self.sizes.width)
+    start = tuple(mosaic.zeros((mosaic.LANE, n)) for n in sizes)
+    found = self.loop(self._step, start, repeats=self.sizes.group)
+    self.store(("dkey", "dvalue"), found)
+
+  def _step(self, j: Any, carry: Any, *, partial: bool, head: Any = 0) -> Any:
+    dkey, dvalue = carry
+    queries, douts, lses, deltas = self.streams()
+    at = j + head * self._steps_of_head
+    slot = lax.rem(at, jnp.int32(self.sizes.slots))
+    pairs, slopes = self.pairs(slot), None
+    queries.wait(slot)
+    if self.problem.config.paired:
+      douts.wait(slot)
+      scores, slopes = mosaic.products(*pairs)
+    else:
+      (scores,) = mosaic.products(pairs[0])
+    scores = self.masked(scores, j, partial=partial)
+    lse = self._vector(lses, 0, slot) * mosaic.LOG2E
+    weights = self.weights(scores, lse, 1).astype(self.sizes.dtype)
+    if slopes is None:
+      douts.wait(slot)
+    dvalue = self.add(dvalue, weights, 1, slot)
+    if slopes is None:
+      (slopes,) = mosaic.products(pairs[1])
+    douts.release(slot)
+    delta = self._vector(deltas, 1, slot)
+    slopes -= mosaic.spread(delta, slopes.shape, 1)
+    slopes *= weights.astype(jnp.float32)
+    dkey = self.add(dkey, slopes.astype(self.sizes.dtype), 0, slot)
+    queries.release(slot)
+    return dkey, dvalue
+
+  def _vector(
+    self, stream: mosaic.Stream, at: int, slot: jax.Array
+  ) -> jax.Array:
+    """A vector of the columns of a step."""
+    stream.wait(slot)
+    found = mosaic.load(self.memory.vectors[at].at[slot], mosaic.BY_COLUMN)
+    stream.release(slot)
+    return found
+
+
+def _body(
+  make: Any,
+  problem: block_sparse_gpu.Problem,
+  sizes: _Sizes,
+  names: tuple[str, ...],
+  *refs: Any,
+) -> None:
+  """A kernel: two warpgroups work, and a third copies ahead of them."""
+  named = dict(zip(names, refs, strict=False))
+  run = block_sparse_gpu.run_at(named)
+  named["batch"] = run["batch"]
+  this = make(problem, sizes, named, run, _Memory(*refs[len(names) :]))
+  group = lax.axis_index("group")
+
+  @pl.when(group < mosaic.WORKERS)
+  def _() -> None:
+    plgpu.set_max_registers(240, action="increase")
+    this.work()
 
   @pl.when(group == mosaic.WORKERS)
   def _() -> None:
     plgpu.set_max_registers(24, action="decrease")
-    mosaic.produce(
-      steps * sizes.group, sizes.slots, [queries, douts, lses, deltas]
-    )
+    mosaic.produce(this.steps, sizes.slots, this.streams())

@@ -62,7 +62,9 @@ def forward(task: piece_passes.Task, inputs: piece_passes.Inputs) -> Any:
     places = _places(rows.parts, inputs.query.shape[2])
     parts = merge.merge(
       *(
-        merge.Partial(_part(out, places, p), _part(lse, places, p))
+        merge.Partial(
+          _part(out, places, p).astype(jnp.float32), _part(lse, places, p)
+        )
         for p in range(rows.parts.shape[-1])
       ),
     )
