@@ -250,3 +250,38 @@ def test_content_based_benchmark_runs(tmp_path):
   records = [json.loads(line) for line in output.read_text().splitlines()]
   assert len({r["method"] for r in records}) == 11
   assert all(r["ms"] > 0 for r in records)
+
+
+@pytest.mark.slow
+def test_peers_benchmark_reports_what_is_not_installed(tmp_path):
+  """Ours beside a package that tests do not install, and one that they do."""
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.peers", "--lengths=256"]
+  command += ["--only=jaxattn_window512,hf_longformer,jax_nn_window512"]
+  command += ["--rounds=1", "--calls=1", "--passes=forward"]
+  command += [f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  lines = output.read_text().splitlines()
+  records = {r["name"]: r for r in map(json.loads, lines)}
+  assert records["jaxattn_window512"]["ms"] > 0
+  assert records["jax_nn_window512"]["mib"] > 0
+  if "ms" not in records["hf_longformer"]:
+    assert "PackageNotFoundError" in records["hf_longformer"]["error"]
+  table = output.with_suffix(".md").read_text()
+  assert "hf_longformer" in table and "jax_nn_window512" in table
+
+
+@pytest.mark.slow
+def test_accelerator_benchmark_says_where_there_is_no_kernel(tmp_path):
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-m", "benchmarks.accelerator", "--lengths=256"]
+  command += ["--cases=window,linear", "--nopeers", "--seconds=0.01"]
+  command += [f"--output={output}"]
+  done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  window = [r for r in records if r["case"] == "window"]
+  assert all("an NVIDIA Hopper GPU or a TPU" in r["error"] for r in window)
+  assert all(r["seconds"] > 0 for r in records if r["case"] == "linear")
+  assert "not run" in output.with_suffix(".md").read_text()

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,6 +51,25 @@ def test_long_rows_are_computed_in_parts():
   arrays = kernel_cases.inputs(1536, 1, 1, 64)
   params = mosaic_gpu.InterpretGPUParams()
   kernel_cases.compare("hopper", pattern, jaxattn.FULL, arrays, params)
+
+
+@_interpreted
+@pytest.mark.parametrize("name", list(kernel_cases.cases(8)))
+def test_forward_and_backward_lower_for_cuda(name):
+  pattern, mask = kernel_cases.cases(1000)[name]
+
+  def loss(query, key, value):
+    out = jaxattn.block_sparse(
+      query, key, value, pattern=pattern, mask=mask, implementation="pallas"
+    )
+    return jnp.sum(out.astype(jnp.float32))
+
+  arrays = kernel_cases.inputs(1000, 4, 2, 64)[:3]
+  with dispatch.emulate("hopper"):
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  # A forward pass and two gradients, of every piece.
+  assert text.count("mosaic_gpu") >= 3
 
 
 @pytest.mark.gpu

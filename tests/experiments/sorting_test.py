@@ -57,6 +57,6 @@ def test_configurations_make_their_tasks():
   for method in ("sinkhorn", "sliding_window", "dense"):
     config = configs.get_config(method)
     train.check(config)
-    assert train.make_task(config).length == 128
+    assert train.make_task(config).length == 64
   with pytest.raises(files.UserError, match="count"):
     sorting.Sorting(count=0)
