@@ -101,10 +101,12 @@ def _torch_step(function: Any, inputs: list[Any], train: bool) -> Any:
 def _jax_step(function: Any, inputs: list[Any], train: bool) -> Any:
   import jax
 
-  def both(*x: Any) -> Any:
-    out, pull = jax.vjp(function, *x)
-    return pull(jax.random.normal(jax.random.key(1), out.shape))
+  def both(cotangent: Any, *x: Any) -> Any:
+    return jax.vjp(function, *x)[1](cotangent)
 
+  if train:
+    shape = jax.eval_shape(function, *inputs).shape
+    inputs = [jax.random.normal(jax.random.key(1), shape), *inputs]
   compiled = jax.jit(both if train else function).lower(*inputs).compile()
   memory: Any = compiled.memory_analysis()
   planned = memory.temp_size_in_bytes + memory.output_size_in_bytes
