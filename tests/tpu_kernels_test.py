@@ -33,7 +33,7 @@ def test_interpreted_kernels_take_bfloat16():
 
 
 @pytest.mark.slow
-def test_no_races():
+def test_no_races(capfd):
   tpu = pytest.importorskip("jax.experimental.pallas.tpu")
   params = tpu.InterpretParams(detect_races=True)
   arrays = kernel_cases.inputs(300, 2, 1, 64, dtype="float32")
@@ -45,6 +45,8 @@ def test_no_races():
     params,
     rounding=1e-5,
   )
+  # The interpreter prints what it finds, and goes on.
+  assert "RACE DETECTED" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.tpu
@@ -126,6 +128,17 @@ def test_what_the_kernels_do_not_serve_is_said(arrays, kwargs, match):
   )
   with dispatch.emulate("tpu"), pytest.raises(NotImplementedError, match=match):
     jax.eval_shape(functools.partial(attend, implementation="pallas"), *made)
+
+
+def test_more_query_heads_than_fit_are_left_to_xla():
+  arrays = kernel_cases.inputs(8, 16, 1, 64)[:3]
+  attend = functools.partial(jaxattn.block_sparse, pattern=patterns.Causal())
+  with dispatch.emulate("tpu"):
+    with pytest.raises(NotImplementedError, match="16 query heads for one"):
+      jax.eval_shape(
+        functools.partial(attend, implementation="pallas"), *arrays
+      )
+    jax.eval_shape(attend, *arrays)
 
 
 def _linear(arrays, mask, implementation, feature_map):

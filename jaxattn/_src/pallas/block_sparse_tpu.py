@@ -28,6 +28,9 @@ _START = -1e30  # Below every score; finite, so that differences are.
 _TILES = {512: 1.0, 256: 1.3, 128: 2.2}
 _LONGEST = 1 << 16  # Tiles whose list fits in scalar memory.
 _WIDEST = 256  # Features of a head.
+# Features of all query heads of a key head, which are in vector memory at once;
+# twice as many do not compile for a v5e.
+_WIDEST_GROUP = 1024
 
 
 def obstacle(
@@ -51,6 +54,9 @@ def obstacle(
   widest = max(query.shape[-1], value.shape[-1])
   if widest > _WIDEST:
     return f"heads may have up to {_WIDEST} features, not {widest}"
+  group = query.shape[-2] // key.shape[-2]
+  if group * LANES * -(-widest // LANES) > _WIDEST_GROUP:
+    return f"{group} query heads for one of keys do not fit its memory"
   if relative:
     return "it has no relative-position term"
   if tile is not None and tile % LANES:

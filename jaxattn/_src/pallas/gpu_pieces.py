@@ -16,7 +16,7 @@ from jaxattn._src.pallas import mosaic
 
 TILE = block_sparse_gpu.TILE
 _SIZES = (64, 128)  # Of heads; others are padded.
-_ABSENT = np.iinfo(np.int32).min  # Segment of keys that are not there.
+_ABSENT = np.iinfo(np.int32).min  # Segment of queries that are not there.
 
 
 def obstacle(
