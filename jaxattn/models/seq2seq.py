@@ -171,16 +171,7 @@ def greedy(
 
   Source: `jaxattn.models.seq2seq.decode_step`.
   """
-  blocks.check_tokens(source)
-  if max_new_tokens < 1:
-    raise ValueError(
-      f"max_new_tokens must be at least 1, got {max_new_tokens}."
-    )
-  if source_mask.key_segment_ids is not None:
-    raise ValueError(
-      "source_mask has segment ids, but one text is written for a row: give "
-      "every source a row of its own."
-    )
+  check_source(source, source_mask, max_new_tokens)
   return _greedy(
     model,
     variables,
@@ -191,6 +182,52 @@ def greedy(
     jnp.int32(start_id),
     None if eos_id is None else jnp.int32(eos_id),
     max_new_tokens=max_new_tokens,
+  )
+
+
+def check_source(
+  source: jax.Array, mask: masks.Mask, max_new_tokens: int
+) -> None:
+  """Raises ValueError for what no text can be written from."""
+  blocks.check_tokens(source)
+  if max_new_tokens < 1:
+    raise ValueError(
+      f"max_new_tokens must be at least 1, got {max_new_tokens}."
+    )
+  if mask.key_segment_ids is not None:
+    raise ValueError(
+      "source_mask has segment ids, but one text is written for a row: give "
+      "every source a row of its own."
+    )
+
+
+def encode_to_cache(
+  model: encoder_decoder.EncoderDecoder,
+  variables: Any,
+  source: jax.Array,
+  mask: masks.Mask,
+  global_positions: jax.Array | None,
+  positions: jax.Array | None,
+  max_new_tokens: int,
+) -> Any:
+  """The cache to write from, of sources that are not encoded yet."""
+  valid = mask.key_valid
+  if valid is not None:
+    valid = jnp.broadcast_to(valid, source.shape)
+  context: Any = model.apply(
+    variables,
+    source,
+    mask=mask,
+    global_positions=global_positions,
+    positions=positions,
+    method="encode",
+  )
+  return init_cache(
+    model,
+    variables,
+    context,
+    context_valid=valid,
+    max_length=max_new_tokens,
   )
 
 
@@ -208,9 +245,6 @@ def _greedy(
   max_new_tokens: int,
 ) -> jax.Array:
   batch = source.shape[0]
-  valid = mask.key_valid
-  if valid is not None:
-    valid = jnp.broadcast_to(valid, source.shape)
 
   def unfinished(carry: Any) -> jax.Array:
     step, done, *_ = carry
@@ -227,20 +261,8 @@ def _greedy(
       done = done | (last == eos_id)
     return step + 1, done, tokens.at[:, step].set(last), last, cache
 
-  context: Any = model.apply(
-    variables,
-    source,
-    mask=mask,
-    global_positions=global_positions,
-    positions=positions,
-    method="encode",
-  )
-  cache = init_cache(
-    model,
-    variables,
-    context,
-    context_valid=valid,
-    max_length=max_new_tokens,
+  cache = encode_to_cache(
+    model, variables, source, mask, global_positions, positions, max_new_tokens
   )
   fill = jnp.int32(0) if eos_id is None else eos_id
   tokens = jnp.broadcast_to(fill, (batch, max_new_tokens))
