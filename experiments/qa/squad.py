@@ -1,0 +1,183 @@
+"""SQuAD's published format, and its articles joined into long documents."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.common import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A right answer: `document.text[start:start + len(text)] == text`."""
+
+  start: int
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question; without answers, the document has none.
+
+  Attributes:
+    id: of the file.
+    text: the question.
+    answers: in the document that the question belongs to.
+  """
+
+  id: str
+  text: str
+  answers: tuple[Answer, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """A text and the questions about it.
+
+  Attributes:
+    title: of the article.
+    text: of a paragraph, or of all paragraphs of an article.
+    questions: about it.
+  """
+
+  title: str
+  text: str
+  questions: tuple[Question, ...]
+
+
+def read(path: pathlib.Path) -> list[Document]:
+  """Reads a file of SQuAD 1.1 or 2.0: a document for every paragraph.
+
+  Args:
+    path: such as `dev-v1.1.json`.
+
+  Returns:
+    The paragraphs, in order; those of one article share its title.
+
+  Raises:
+    UserError: naming the file and the line where it is not JSON, or the place
+      in it where a field is missing, of another type, or an answer does not
+      stand where it should.
+
+  Source: Rajpurkar et al., 2016, https://arxiv.org/abs/1606.05250; 2018,
+  https://arxiv.org/abs/1806.03822.
+  """
+  data = files.read_bytes(path, "It should be a SQuAD file, dev-v1.1.json.")
+  try:
+    content = json.loads(data)
+  except UnicodeDecodeError as error:
+    line = data[: error.start].count(b"\n") + 1
+    raise files.UserError(f"{path}:{line}: not UTF-8: {error}") from error
+  except json.JSONDecodeError as error:
+    raise files.UserError(
+      f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}."
+    ) from error
+  documents, ids = [], set()
+  for article, where in _items(path, content, "data", "the file"):
+    title = str(article.get("title") or where)
+    for paragraph, place in _items(path, article, "paragraphs", where):
+      text = _field(path, paragraph, "context", str, place)
+      questions = []
+      for item, at in _items(path, paragraph, "qas", place):
+        question = _question(path, item, text, at)
+        if question.id in ids:
+          raise files.UserError(
+            f"{path}: {at}: the id {question.id!r} stands twice."
+          )
+        ids.add(question.id)
+        questions.append(question)
+      documents.append(Document(title, text, tuple(questions)))
+  if not ids:
+    raise files.UserError(f"{path} holds no questions.")
+  return documents
+
+
+def join(
+  paragraphs: Sequence[Document], *, separator: str = "\n"
+) -> list[Document]:
+  r"""Joins the paragraphs of every article into one long document.
+
+  Args:
+    paragraphs: of `read`.
+    separator: between two.
+
+  Returns:
+    A document for each run of paragraphs with one title; answers are moved to
+    where they stand in it.
+
+  Example:
+    >>> ask = Question("q", "Who?", (Answer(0, "Bo"),))
+    >>> parts = [Document("t", "Al.", ()), Document("t", "Bo.", (ask,))]
+    >>> (found,) = join(parts)
+    >>> found.text, found.questions[0].answers[0].start
+    ('Al.\nBo.', 4)
+
+  Source: none; as long documents are made of short ones in the experiments.
+  """
+  groups: list[list[Document]] = []
+  for paragraph in paragraphs:
+    if not groups or groups[-1][0].title != paragraph.title:
+      groups.append([])
+    groups[-1].append(paragraph)
+  return [_joined(group, separator) for group in groups]
+
+
+def _joined(group: Sequence[Document], separator: str) -> Document:
+  questions, start = [], 0
+  for paragraph in group:
+    for question in paragraph.questions:
+      moved = (Answer(a.start + start, a.text) for a in question.answers)
+      questions.append(dataclasses.replace(question, answers=tuple(moved)))
+    start += len(paragraph.text) + len(separator)
+  text = separator.join(p.text for p in group)
+  return Document(group[0].title, text, tuple(questions))
+
+
+def _question(path: pathlib.Path, item: Any, text: str, where: str) -> Question:
+  answers = []
+  if not item.get("is_impossible", False):
+    for answer, at in _items(path, item, "answers", where):
+      start = _field(path, answer, "answer_start", int, at)
+      words = _field(path, answer, "text", str, at)
+      if start < 0 or text[start : start + len(words)] != words:
+        raise files.UserError(
+          f"{path}: {at}: the answer {words!r} does not stand at character "
+          f"{start} of its paragraph; there stands "
+          f"{text[max(start, 0) :][:30]!r}."
+        )
+      answers.append(Answer(start, words))
+    if not answers:
+      raise files.UserError(
+        f"{path}: {where} has no answers, and is not marked is_impossible."
+      )
+  return Question(
+    _field(path, item, "id", str, where),
+    _field(path, item, "question", str, where),
+    tuple(answers),
+  )
+
+
+def _field(
+  path: pathlib.Path, item: Any, name: str, kind: type, where: str
+) -> Any:
+  value = item.get(name) if isinstance(item, dict) else None
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise files.UserError(
+      f"{path}: {where} needs a field {name!r} of type {kind.__name__}; is "
+      "it a SQuAD file?"
+    )
+  return value
+
+
+def _items(
+  path: pathlib.Path, item: Any, name: str, where: str
+) -> list[tuple[Any, str]]:
+  """The objects of a list in the file, and where each stands."""
+  values = _field(path, item, name, list, where)
+  prefix = "" if where == "the file" else f"{where}."
+  for i, value in enumerate(values):
+    if not isinstance(value, dict):
+      raise files.UserError(f"{path}: {prefix}{name}[{i}] is not an object.")
+  return [(value, f"{prefix}{name}[{i}]") for i, value in enumerate(values)]
