@@ -35,6 +35,14 @@ from experiments.common import files
 
 Documents = list[tuple[str, bytes]]
 
+_BIGBENCH = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
+_SQUAD = (
+  "squaddev_v1.1.json",
+  "new_wiki_v1.0.json",
+  "nyt_v1.0.json",
+  "reddit_v1.0.json",
+  "amazon_reviews_v1.0.json",
+)
 _PIP = (sys.executable, "-m", "pip")
 _OLD_PIP = "pip==25.0.1"
 
@@ -85,6 +93,18 @@ def _wikipedia(path: pathlib.Path) -> Documents:
     (f"article-{i:05d}", (example["input"].strip("\n") + "\n").encode())
     for i, example in enumerate(task["examples"])
   ]
+
+
+def _squad(path: pathlib.Path) -> Documents:
+  """Files in SQuAD's format, as they are."""
+  folder = "bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts/"
+  found = []
+  with tarfile.open(path) as archive:
+    for name in _SQUAD:
+      member = archive.extractfile(folder + name)
+      assert member is not None
+      found.append((name, member.read()))
+  return found
 
 
 def _mnist_5k(path: pathlib.Path) -> Documents:
@@ -176,12 +196,19 @@ SOURCES = {
     download=358_249_635,
     licence="text CC BY-SA; a benchmark's data, marked not to train large "
     "models on",
-    sha256={
-      "bigbench-1.0.0": (
-        "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
-      )
-    },
+    sha256={"bigbench-1.0.0": _BIGBENCH},
     extract=_wikipedia,
+  ),
+  "squad": Source(
+    what="the development set of SQuAD 1.1 and four more in its format, 48,000 "
+    "questions",
+    package="bigbench==1.0.0",
+    manager="sdist",
+    download=358_249_635,
+    licence="CC BY-SA 4.0; a benchmark's data, marked not to train large "
+    "models on",
+    sha256={"bigbench-1.0.0": _BIGBENCH},
+    extract=_squad,
   ),
   "jdk": Source(
     what="the Java sources of OpenJDK 17, 202 MB",
