@@ -108,6 +108,9 @@ class SpanTest(parameterized.TestCase):
     other = jnp.where(allowed[..., None], x, 7.0)
     again = head.apply(variables, other, allowed, mask=mask)
     jax.tree.map(np.testing.assert_array_equal, got, again)
+    # The mask alone closes what is padding.
+    again = head.apply(variables, other, jnp.ones_like(allowed), mask=mask)
+    jax.tree.map(np.testing.assert_array_equal, got, again)
     self.assertIsNone(
       answers.SpanHead()
       .init_with_output(jax.random.key(1), x, allowed)[0]

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jaxattn._src import masks
 from jaxattn.models import heads
+from jaxattn.models.layers import star
 
 
 class SpanLogits(NamedTuple):
@@ -76,7 +77,8 @@ class SpanHead(nn.Module, kw_only=True):
       x: of an encoder.
       allowed: `[B, T]` bool, where an answer may lie: the tokens of the
         document, and the first of the row where that stands for no answer.
-      mask: of the encoder; see `jaxattn.models.heads.pool`.
+      mask: of the encoder, `key_valid` and `query_valid`; no answer lies where
+        a token is invalid in either.
       train: whether dropout is active.
 
     Returns:
@@ -84,8 +86,11 @@ class SpanHead(nn.Module, kw_only=True):
 
     Raises:
       ValueError: if shapes do not fit.
+      NotImplementedError: if `mask` sets another field.
     """
     _check_bool("allowed", allowed, x.shape[:-1])
+    batch, length = x.shape[:-2], x.shape[-2]
+    allowed &= star.real_tokens(mask, batch, length, by="SpanHead")
     kinds: dict[str, Any] = {
       "dropout": self.dropout,
       "dtype": self.dtype,

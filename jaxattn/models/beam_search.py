@@ -39,7 +39,7 @@ class _Search(NamedTuple):
   """What the loop carries; rows of the cache are sources times beams."""
 
   step: jax.Array
-  alive: jax.Array  # [B, K, L]
+  alive: jax.Array  # [B, K, L]; the end token from `step` on.
   log_probs: jax.Array  # [B, K]
   done: jax.Array  # [B, K, L]
   done_scores: jax.Array  # [B, K], best first; -inf: none yet.
@@ -244,13 +244,12 @@ def _select(
   """Ends every text, and extends every text; keeps the best of either."""
   batch, beams, vocab = new.shape
   total = search.log_probs[:, :, None] + new
-  ended = search.alive.at[:, :, search.step].set(eos_id)
   penalty = length_penalty(search.step.astype(jnp.float32) + 1.0, alpha)
   scores = jnp.take(total, eos_id, axis=2) / penalty
   done_scores, best = jax.lax.top_k(
     jnp.concatenate([search.done_scores, scores], axis=1), beams
   )
-  done = jnp.concatenate([search.done, ended], axis=1)
+  done = jnp.concatenate([search.done, search.alive], axis=1)
   done = jnp.take_along_axis(done, best[..., None], axis=1)
   total = total.at[:, :, eos_id].set(-jnp.inf).reshape(batch, -1)
   log_probs, index = jax.lax.top_k(total, beams)

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxattn._src import masks
 from jaxattn.models import blocks
 from jaxattn.models import encoder
+from jaxattn.models.layers import star
 from jaxattn.nn import linen as layers
 
 Pooling = Literal["first", "mean"]
@@ -51,13 +52,8 @@ def pool(
     raise ValueError(
       f"pooling must be one of {get_args(Pooling)}, got {pooling!r}."
     )
-  mask.only("key_valid", "query_valid", by="pool")
   batch, length = x.shape[:-2], x.shape[-2]
-  mask.check(batch, length, length)
-  real = jnp.ones((*batch, length), bool)
-  for valid in (mask.key_valid, mask.query_valid):
-    if valid is not None:
-      real = real & valid
+  real = star.real_tokens(mask, batch, length, by="pool")
   if pooling == "first":
     index = jnp.arange(length, dtype=jnp.int32)
     index = jax.lax.broadcast_to_rank(index, real.ndim)

@@ -1,8 +1,10 @@
 """Fetching by name, with package managers that are not really there."""
 
 import hashlib
+import io
 import struct
 import subprocess
+import tarfile
 import zipfile
 import zlib
 from typing import Any
@@ -149,3 +151,22 @@ def test_archives_do_not_depend_on_the_clock(cache, monkeypatch):
     assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
   (cache / "thing.zip").unlink()
   assert fetch.fetch("thing").read_bytes() == first
+
+
+def test_squad_files_are_taken_out_as_they_are(tmp_path):
+  names = (
+    "squaddev_v1.1",
+    "new_wiki_v1.0",
+    "nyt_v1.0",
+    "reddit_v1.0",
+    "amazon_reviews_v1.0",
+  )
+  folder = "bigbench-1.0.0/bigbench/benchmark_tasks/squad_shifts/"
+  with tarfile.open(tmp_path / "package.tar.gz", "w:gz") as archive:
+    for i, name in enumerate([*names, "nyt_v1.0_removed"]):
+      member = tarfile.TarInfo(f"{folder}{name}.json")
+      member.size = 1
+      archive.addfile(member, io.BytesIO(b"%d" % i))
+  found = fetch.SOURCES["squad"].extract(tmp_path / "package.tar.gz")
+  want = [(f"{name}.json", b"%d" % i) for i, name in enumerate(names)]
+  assert found == want

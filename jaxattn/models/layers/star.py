@@ -138,7 +138,10 @@ def fastnlp(**options: Any) -> StarConfig:
 
 
 def real_tokens(
-  mask: masks.Mask, batch: tuple[int, ...], length: int
+  mask: masks.Mask,
+  batch: tuple[int, ...],
+  length: int,
+  by: str = "a Star Transformer",
 ) -> jax.Array:
   """Which tokens are no padding, `[*B, T]` bool.
 
@@ -147,6 +150,7 @@ def real_tokens(
       either is padding.
     batch: `*B`.
     length: T.
+    by: who honours no other field, for the error.
 
   Returns:
     The array.
@@ -163,7 +167,7 @@ def real_tokens(
 
   Source: none.
   """
-  mask.only("key_valid", "query_valid", by="a Star Transformer")
+  mask.only("key_valid", "query_valid", by=by)
   mask.check(batch, length, length)
   real = jnp.ones((*batch, length), bool)
   for valid in (mask.key_valid, mask.query_valid):
