@@ -18,7 +18,7 @@ class Tokens:
   """Documents end to end, each opened by the separator.
 
   Attributes:
-    ids: `[n]` uint16.
+    ids: `[n]` uint16, or uint32 where there are more.
     starts: `[d]` int64, where each document's separator stands, ascending.
     separator: its id.
     num_bytes: bytes of the texts, without separators.
@@ -52,8 +52,10 @@ def join(tokenizer: tokens_lib.Tokenizer, texts: Sequence[bytes]) -> Tokens:
   texts = [t for t in texts if t]
   if not texts:
     raise files.UserError("there is no text: every document is empty.")
-  mark = np.array([tokenizer.separator], np.uint16)
-  parts = [x for doc in tokenizer.encode(texts) for x in (mark, doc)]
+  encoded = tokenizer.encode(texts)
+  kind = np.result_type(np.min_scalar_type(tokenizer.separator), np.uint16)
+  mark = np.array([tokenizer.separator], kind)
+  parts = [x for doc in encoded for x in (mark, doc)]
   sizes = np.array([len(x) for x in parts], np.int64)
   starts = (np.cumsum(sizes) - sizes)[::2]
   total = sum(len(t) for t in texts)

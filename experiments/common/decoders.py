@@ -13,27 +13,15 @@ import jaxattn
 from experiments.common import data as rows_lib
 from experiments.common import files
 from experiments.common import loop
-from experiments.common import methods
-from experiments.common import sharding
+from experiments.common import transformers
 from jaxattn.models import decoder
 
 
 @dataclasses.dataclass
-class ModelConfig(loop.LoopConfig):
+class ModelConfig(transformers.TransformerConfig):
   """What every experiment with a decoder has; see `make_model`."""
 
-  method: str = "dense"  # See experiments/common/methods.py.
-  method_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-  width: int = 256
-  num_layers: int = 4
-  num_heads: int = 4
-  num_kv_heads: int = 0  # 0: as num_heads.
-  mlp_width: int = 0  # 0: 4 * width.
-  positions: str = "rotary"  # rotary, learned, relative, none.
-  qk_norm: bool = False
   tie_embeddings: bool = True
-  dropout: float = 0.0
-  remat: str = "none"  # none, full, dots.
   residuals: str = "plain"  # plain, reversible.
   mlp_chunk: int = 0  # Tokens the feed-forward layers take at a time; 0: all.
   loss_chunk: int = 0  # Tokens whose logits exist at a time; 0: all.
@@ -70,44 +58,17 @@ def make_model(
     raise files.UserError(
       f"--config.loss_chunk must not be negative, got {config.loss_chunk}."
     )
-  sizes = methods.Sizes(length, config.num_layers, config.num_heads)
-  layer_methods = methods.make(config.method, sizes, config.method_options)
   options: dict[str, Any] = {
-    "vocab_size": vocab_size,
-    "width": config.width,
-    "num_layers": config.num_layers,
-    "num_heads": config.num_heads,
-    "num_kv_heads": config.num_kv_heads or None,
-    "mlp_width": config.mlp_width or None,
-    "methods": layer_methods,
-    "positions": config.positions,
-    "max_length": length,
-    "qk_norm": config.qk_norm,
+    **transformers.model_options(config, vocab_size=vocab_size, length=length),
     "tie_embeddings": config.tie_embeddings,
-    "dropout": config.dropout,
-    "remat": config.remat,
     "residuals": config.residuals,
     "mlp_chunk": config.mlp_chunk or None,
-    "dtype": jnp.dtype(config.dtype),
     **(form or {}),
   }
   try:
     return decoder.Decoder(decoder.DecoderConfig(**options))
   except (ValueError, NotImplementedError) as error:
     raise files.UserError(f"the model cannot be built: {error}") from error
-
-
-def check_rows(
-  config: ModelConfig, model: decoder.Decoder, length: int, what: str
-) -> None:
-  """Raises UserError, naming the rows `what`, if the model takes none."""
-  tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-  try:
-    jax.eval_shape(model.init, jax.random.key(0), tokens)
-  except (ValueError, NotImplementedError) as error:
-    raise files.UserError(
-      f"method {config.method!r} does not take rows of {what}: {error}"
-    ) from error
 
 
 def loss_sums(
@@ -140,10 +101,6 @@ def loss_sums(
     mask = jaxattn.packed(batch["segment_ids"], causal=True, pad_id=0)
     if model.cfg.positions in ("rotary", "learned", "axes"):
       positions = batch["positions"]
-  rngs = {}
-  if rng is not None:
-    names = ("dropout", "attention")
-    rngs = dict(zip(names, jax.random.split(rng, 2), strict=True))
   apply = functools.partial(
     model.apply,
     {"params": params, **carried},
@@ -151,7 +108,7 @@ def loss_sums(
     mask=mask,
     positions=positions,
     train=train,
-    rngs=rngs,
+    rngs=transformers.draws(rng),
     mutable=list(carried),
   )
   if chunk:
@@ -181,27 +138,19 @@ class Evaluator:
   def __init__(
     self, model: decoder.Decoder, mesh: jax.sharding.Mesh, chunk: int = 0
   ):
-    self._sharding = sharding.of_rows(mesh)
-
     def sums(params: Any, carried: Any, batch: Any) -> Any:
       return loss_sums(
         model, params, carried, batch, None, train=False, chunk=chunk
       )[:2]
 
-    self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
+    self._totals = transformers.Totals(sums, mesh)
 
   def __call__(
     self, params: Any, carried: Any, batches: Iterable[rows_lib.Batch]
   ) -> float:
     """Nats per unit of weight over `batches`, which all processes make."""
-    share = slice(jax.process_index(), None, jax.process_count())
-    nats = weight = 0.0
-    for batch in batches:
-      batch = {name: x[share] for name, x in batch.items()}
-      placed = sharding.put_rows(batch, self._sharding)
-      loss, count = self._sums(params, carried, placed)
-      nats, weight = nats + float(loss), weight + float(count)
-    return nats / weight
+    nats, weight = self._totals(params, carried, batches)
+    return float(nats / weight)
 
 
 def make_task(
@@ -238,17 +187,12 @@ def make_task(
     )
 
   example = jnp.zeros((1, min(length, 8)), jnp.int32)
-  return loop.Task(
+  return transformers.make_task(
+    config,
     init=lambda rng: model.init(rng, example),
     loss=loss,
-    batches=rows_lib.batches(
-      rows,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    ),
+    rows=rows,
+    length=length,
     evaluate=evaluate,
-    tokens_per_row=length,
     **units,
   )

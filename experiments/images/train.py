@@ -12,6 +12,7 @@ from experiments.common import files
 from experiments.common import loop
 from experiments.common import report
 from experiments.common import sharding
+from experiments.common import transformers
 from experiments.images import data
 from experiments.images import drawing
 from experiments.images import floors
@@ -58,7 +59,7 @@ def make_model(config: Config, images: data.ImageSet) -> decoder.Decoder:
     form={"position_axes": images.shape} if axes else {},
   )
   what = f"{rows} x {columns} pixels"
-  decoders.check_rows(config, model, rows * columns, what)
+  transformers.check_rows(config, model, rows * columns, what)
   return model
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from experiments.common import fetch
 from experiments.common import files
+from experiments.common import sources
 
 Documents = list[tuple[str, bytes]]  # (name, text), in a fixed order.
 
@@ -306,5 +307,5 @@ CORPORA: dict[str, Callable[[str], Corpus]] = {
   "text8": _enwik("text8"),
   "folder": _user_folder,
   "file": _user_file,
-  **{name: _fetched(name) for name in fetch.SOURCES},
+  **{n: _fetched(n) for n, s in sources.SOURCES.items() if s.kind == "text"},
 }

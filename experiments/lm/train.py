@@ -16,6 +16,7 @@ from experiments.common import loop
 from experiments.common import report
 from experiments.common import sharding
 from experiments.common import tokens as tokens_lib
+from experiments.common import transformers
 from experiments.lm import data as corpora
 from experiments.lm import summary
 from jaxattn.models import decoder
@@ -32,7 +33,7 @@ class Config(decoders.ModelConfig):
   path: str = ""  # Of enwik8, text8, file, folder.
   train_bytes: int = 0  # About how much of the training text; 0: all.
   held_out_bytes: int = 0  # The same for valid and for test.
-  tokenizer: str = "bytes"  # bytes, bpe, or the path of a tokenizer.json.
+  tokenizer: str = "bytes"  # bytes, bpe, or the path of a .json or .model.
   vocab_size: int = 8192  # Of bpe, which is trained on the training text.
   length: int = 256  # Tokens in a row.
   join_documents: bool = False  # Whether those of a row see each other.
@@ -114,38 +115,19 @@ class Evaluator:
     return nats / math.log(2) * predicted / tokens.num_bytes
 
 
-def make_tokenizer(
-  config: Config, train: corpora.Split, workdir: pathlib.Path
-) -> tokens_lib.Tokenizer:
-  """The tokenizer of a run; a BPE is trained once and kept in the workdir."""
-  if config.tokenizer == "bytes":
-    return tokens_lib.Bytes()
-  if config.tokenizer != "bpe":
-    return tokens_lib.Bpe(pathlib.Path(config.tokenizer))
-  path = workdir / "tokenizer.json"
-  if files.first_process() and not path.exists():
-    files.say(f"training a BPE of {config.vocab_size:,} tokens")
-    tokens_lib.train_bpe(train.texts, vocab_size=config.vocab_size, path=path)
-  files.barrier("tokenizer")
-  return tokens_lib.Bpe(path)
-
-
 def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
   """What must be equal for a run to be the same run: options and text."""
   found = dataclasses.asdict(config)
   for part in ("train", "valid", "test"):
     found[f"text.{part}"] = getattr(corpus, part).digest()
-  if config.tokenizer not in ("bytes", "bpe"):
-    path = pathlib.Path(config.tokenizer)
-    files.read_bytes(path, "Check --config.tokenizer.")
-    found["text.tokenizer"] = files.sha256(path)[:16]
+  found |= tokens_lib.digest(config.tokenizer)
   return json.loads(json.dumps(found))  # As it comes back from a file.
 
 
 def check_lengths(config: Config, model: decoder.Decoder) -> None:
   """Raises UserError if the model does not take rows of `config.length`."""
   what = f"--config.length {config.length}"
-  decoders.check_rows(config, model, config.length, what)
+  transformers.check_rows(config, model, config.length, what)
 
 
 def check_masks(config: Config, train: rows_lib.Tokens) -> None:
@@ -199,7 +181,12 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     files.say(summary.verdict(done, workdir))
     return done
   files.say(summary.describe(corpus))
-  tokenizer = make_tokenizer(config, corpus.train, workdir)
+  tokenizer = tokens_lib.make(
+    config.tokenizer,
+    corpus.train.texts,
+    vocab_size=config.vocab_size,
+    workdir=workdir,
+  )
   tokens = {
     part: rows_lib.join(tokenizer, getattr(corpus, part).texts)
     for part in ("train", "valid", "test")

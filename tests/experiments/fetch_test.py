@@ -13,6 +13,8 @@ import pytest
 
 from experiments.common import fetch
 from experiments.common import files
+from experiments.common import packages
+from experiments.common import sources
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,7 @@ def cache(tmp_path, monkeypatch):
 def _source(monkeypatch, **changes):
   fields: dict[str, Any] = dict(
     what="a text",
+    kind="text",
     package="thing==1.0",
     manager="wheel",
     download=10,
@@ -31,7 +34,7 @@ def _source(monkeypatch, **changes):
     sha256={"thing-1.0": hashlib.sha256(b"package").hexdigest()},
     extract=lambda path: [("b", b"two"), ("a", path.read_bytes())],
   )
-  source = fetch.Source(**(fields | changes))
+  source = packages.Source(**(fields | changes))
   monkeypatch.setattr(fetch, "SOURCES", {"thing": source})
 
 
@@ -44,7 +47,7 @@ def _downloads(monkeypatch, content=b"package", name="thing-1.0-any.whl"):
     assert folder is not None
     (folder / wanted).write_bytes(content)
 
-  monkeypatch.setattr(fetch, "_command", command)
+  monkeypatch.setattr(packages, "command", command)
   return calls
 
 
@@ -90,7 +93,7 @@ def test_a_failed_extraction_leaves_nothing(cache, monkeypatch):
 
 def test_missing_tools_are_named(monkeypatch):
   _source(monkeypatch, manager="deb")
-  monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
+  monkeypatch.setattr(packages.shutil, "which", lambda name: None)
   with pytest.raises(files.UserError, match="apt-get is not here"):
     fetch.fetch("thing")
 
@@ -136,8 +139,8 @@ def test_r_strings(version, tmp_path, monkeypatch):
   folder.mkdir(parents=True)
   books = [[b"", b"PERSUASION", b"text"], [b"EMMA", b"more"]]
   (folder / "Rdata.rdb").write_bytes(b"".join(map(serialized, books)))
-  monkeypatch.setattr(fetch, "_unpack", lambda path: tmp_path)
-  assert fetch.SOURCES["austen"].extract(tmp_path) == [
+  monkeypatch.setattr(sources, "unpack", lambda path: tmp_path)
+  assert sources.SOURCES["austen"].extract(tmp_path) == [
     ("Emma", b"EMMA\nmore\n"),
     ("Persuasion", b"\nPERSUASION\ntext\n"),
   ]
@@ -167,6 +170,6 @@ def test_squad_files_are_taken_out_as_they_are(tmp_path):
       member = tarfile.TarInfo(f"{folder}{name}.json")
       member.size = 1
       archive.addfile(member, io.BytesIO(b"%d" % i))
-  found = fetch.SOURCES["squad"].extract(tmp_path / "package.tar.gz")
+  found = sources.SOURCES["squad"].extract(tmp_path / "package.tar.gz")
   want = [(f"{name}.json", b"%d" % i) for i, name in enumerate(names)]
   assert found == want

