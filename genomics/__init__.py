@@ -1,0 +1,1 @@
+"""DNA: files, tasks, floors and experiments over any attention of jaxattn."""

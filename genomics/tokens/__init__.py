@@ -1,0 +1,1 @@
+"""Trains the pieces of a tokenizer."""
