@@ -7,12 +7,14 @@ Forward, and forward with backward, in bfloat16, batch 1, of a causal window of
 4096, dense causal attention, BigBird's pattern, the strided pattern and causal
 linear attention. Peers are `jax.nn` (cuDNN), torch's
 `scaled_dot_product_attention` and FlexAttention with the same mask, as far as
-they have the pattern. Rates count the products of the edges attended, 2 of the
-forward and 5 of the backward pass, whatever a code computes beyond them; those
-"on tiles" count whole tiles of 128 x 128.
+they have the pattern; linear attention is timed by XLA too. Rates count the
+products of the edges attended, 2 of the forward and 5 of the backward pass,
+whatever a code computes beyond them; those "on tiles" count whole tiles of
+128 x 128.
 """
 
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -51,6 +53,9 @@ _LIMIT = flags.DEFINE_float(
 _OUTPUT = flags.DEFINE_string(
   "output", "benchmarks/results/accelerator.jsonl", "Where results go."
 )
+_KEEP = flags.DEFINE_boolean(
+  "keep", False, "Whether to keep what is there of other cases and lengths."
+)
 
 
 def _bigbird(length: int) -> patterns.Pattern:
@@ -83,13 +88,12 @@ def _arrays(length: int, depth: int) -> tuple[jax.Array, ...]:
 
 def _ours(case: str, length: int) -> dict[str, Any]:
   if case == "linear":
+    attend = functools.partial(jaxattn.linear_attention, mask=jaxattn.CAUSAL)
     return {
-      "jaxattn": lambda q, k, v: jaxattn.linear_attention(
-        q, k, v, mask=jaxattn.CAUSAL
-      )
+      f"jaxattn, {name}": functools.partial(attend, implementation=name)
+      for name in ("pallas", "xla")
     }
   pattern = _PATTERNS[case][1](length)
-
   names = ["pallas"]
   if _PORTABLE.value and length <= 16384 and case != "causal":
     names.append("xla")
@@ -176,8 +180,45 @@ def _line(record: dict[str, Any]) -> str:
   return text
 
 
+def _previous(path: pathlib.Path) -> list[dict[str, Any]]:
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _merged(
+  kept: list[dict[str, Any]], records: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+  """All results in order, of what was measured again the new ones."""
+  new = {(r["case"], r["length"]) for r in records}
+  kept = [r for r in kept if (r["case"], r["length"]) not in new]
+  order = [*_PATTERNS, "linear"]
+  return sorted(
+    kept + records, key=lambda r: (r["length"], order.index(r["case"]))
+  )
+
+
+def _dates(records: list[dict[str, Any]]) -> list[str]:
+  return sorted({r["date"] for r in records})
+
+
+def _runs(records: list[dict[str, Any]]) -> str:
+  """What was measured when, and how, as the numbers in the table say."""
+  lines = []
+  for number, date in enumerate(_dates(records), 1):
+    r = next(r for r in records if r["date"] == date)
+    lines.append(
+      f"{number}. `{r['command']}`, {date}, {r['device']}, jax {r['jax']}, "
+      f"torch {r.get('torch')}, cuDNN {r.get('nvidia-cudnn-cu13')}"
+    )
+  return (
+    f"bfloat16, batch 1, {_HEADS.value} heads. Rates count edges attended: 2 "
+    "products forward, 7 with backward. Runs:\n\n" + "\n".join(lines) + "\n\n"
+  )
+
+
 def _table(records: list[dict[str, Any]]) -> str:
-  rows = []
+  rows, dates = [], _dates(records)
   for r in records:
     best = {
       x["by"]: x["seconds"]
@@ -190,6 +231,7 @@ def _table(records: list[dict[str, Any]]) -> str:
     memory = r.get("temporary")
     rows.append(
       {
+        "run": dates.index(r["date"]) + 1,
         "case": r["case"],
         "length": r["length"],
         "by": r["by"],
@@ -213,7 +255,9 @@ def main(argv: list[str]) -> None:
   if unknown:
     raise app.UsageError(f"no cases {sorted(unknown)}.")
   environment = timing.environment() | accelerator_peers.versions()
-  output, records = pathlib.Path(_OUTPUT.value), []
+  output = pathlib.Path(_OUTPUT.value)
+  kept = _previous(output) if _KEEP.value else []
+  records: list[dict[str, Any]] = []
   end = time.monotonic() + _LIMIT.value
   for length in map(int, _LENGTHS.value):
     for case in cases:
@@ -221,14 +265,9 @@ def main(argv: list[str]) -> None:
         logging.warning("no time is left for %s at %d.", case, length)
         continue
       records += _records(case, length, environment)
-      timing.write_jsonl(output, records)
-  head = (
-    f"`{environment['command']}`, {environment['date']}, "
-    f"{environment['device']}, jax {environment['jax']}, torch "
-    f"{environment.get('torch')}; bfloat16, batch 1, {_HEADS.value} heads. "
-    "Rates count edges attended: 2 products forward, 7 with backward.\n\n"
-  )
-  text = head + _table(records) + "\n"
+      timing.write_jsonl(output, _merged(kept, records))
+  records = _merged(kept, records)
+  text = _runs(records) + _table(records) + "\n"
   output.with_suffix(".md").write_text(text)
   print(text)
 

@@ -4,8 +4,9 @@
   python -m benchmarks.tune_hopper --length=16384 --depth=64
 
 Prints, for a causal window and for dense causal attention in bfloat16, the time
-and rate of the forward pass and of each gradient kernel with every candidate.
-The best ones are written into `CONFIGS` of the kernels by hand.
+and rate of the forward pass and of each gradient kernel with every candidate,
+and the time of each kernel of causal linear attention by the chunks of a
+segment. The best ones are written into `CONFIGS` and `steps` by hand.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from jaxattn import patterns
 from jaxattn._src import layout
 from jaxattn._src.pallas import block_sparse_gpu
 from jaxattn._src.pallas import block_sparse_gpu_backward
+from jaxattn._src.pallas import linear_gpu_kernels
 
 _LENGTH = flags.DEFINE_integer("length", 65536, "Tokens.", lower_bound=128)
 _WINDOW = flags.DEFINE_integer("window", 4096, "Of them.", lower_bound=1)
@@ -103,6 +105,41 @@ def main(argv: list[str]) -> None:
     for option in _KEY:
       call = block_sparse_gpu_backward.key_gradients
       report("keys", option, 4, call, *back)
+  _linear(query, key, value)
+
+
+def _linear(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+  """Times the kernels of causal linear attention."""
+  kernels = linear_gpu_kernels
+  for steps in (2, 4, 8, 16, 32, 64):
+    if query.shape[1] % (2 * steps * kernels.CHUNK):
+      continue
+    product = kernels.Product(steps)
+    start, counts = jax.jit(functools.partial(kernels.sums, product))(
+      key, value
+    )
+    bias = jnp.ones((1, query.shape[2], query.shape[1]))
+    arrays = (query, key, value, start)
+    for name, call, args in (
+      ("sums", kernels.sums, (product, key, value)),
+      (
+        "output",
+        kernels.apply,
+        (product.of(normalize=True), *arrays, {"counts": counts}),
+      ),
+      (
+        "gradient",
+        kernels.apply,
+        (
+          product.of(bias=1, reverse=True),
+          *arrays,
+          {"bias": bias, "counts": counts},
+        ),
+      ),
+    ):
+      run = jax.jit(functools.partial(call, args[0])).lower(*args[1:]).compile()
+      took = timing.back_to_back(functools.partial(run, *args[1:]), 0.15)
+      print(f"linear  {name:8} {took * 1e3:8.3f} ms steps {steps}", flush=True)
 
 
 if __name__ == "__main__":

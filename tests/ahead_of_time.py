@@ -80,7 +80,10 @@ device_description_str: "NVIDIA H200"
 
 
 def _cases() -> dict[str, tuple[Any, bool]]:
-  """Patterns by name, and whether there are masks at run time."""
+  """Patterns by name, and whether there are masks at run time.
+
+  None is causal linear attention.
+  """
   bigbird = (
     patterns.Window(192, 192)
     | patterns.Global(64)
@@ -95,6 +98,7 @@ def _cases() -> dict[str, tuple[Any, bool]]:
     "causal, masks": (patterns.Causal(), True),
     "bigbird": (bigbird, False),
     "by head": (by_head, False),
+    "linear": (None, False),
   }
 
 
@@ -113,9 +117,13 @@ def _compile(device: str, sharding: Any, name: str, depth: int) -> None:
         query_positions=ids,
         key_positions=ids,
       )
-    out = jaxattn.block_sparse(
-      query, key, value, pattern=pattern, mask=mask, implementation="pallas"
-    )
+    given = {"mask": mask, "implementation": "pallas"}
+    if pattern is None:
+      given["mask"] = jaxattn.CAUSAL
+      attend = jaxattn.linear_attention
+    else:
+      attend = functools.partial(jaxattn.block_sparse, pattern=pattern)
+    out = attend(query, key, value, **given)
     return jnp.sum(out.astype(jnp.float32))
 
   make = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)

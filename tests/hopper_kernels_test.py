@@ -93,6 +93,53 @@ def test_a_long_pattern_on_the_device(dtype):
   kernel_cases.compare("hopper", pattern, jaxattn.FULL, arrays, None)
 
 
+@_interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+  "length, heads, kv_heads, depth, width",
+  [(5, 1, 1, 24, 40), (600, 2, 1, 64, 64), (300, 1, 1, 128, 72)],
+)
+def test_causal_linear_attention_equals_the_portable_engine(
+  length, heads, kv_heads, depth, width, masked
+):
+  arrays = kernel_cases.inputs(length, heads, kv_heads, depth, width)
+  params = mosaic_gpu.InterpretGPUParams()
+  kernel_cases.compare_linear("hopper", arrays, params, masked=masked)
+
+
+@_interpreted
+@pytest.mark.slow
+def test_no_races_in_causal_linear_attention(capfd):
+  arrays = kernel_cases.inputs(1024, 1, 1, 64)
+  params = mosaic_gpu.InterpretGPUParams(detect_races=True)
+  kernel_cases.compare_linear("hopper", arrays, params, masked=False)
+  assert "RACE DETECTED" not in "".join(capfd.readouterr())
+
+
+@_interpreted
+@pytest.mark.parametrize("depth", [64, 128])
+def test_causal_linear_attention_lowers_for_cuda(depth):
+  arrays = kernel_cases.inputs(1000, 4, 2, depth)
+  elu = jaxattn.feature_maps.elu_features
+
+  def both(*arrays):
+    return kernel_cases.linear(arrays, jaxattn.CAUSAL, None, elu)
+
+  with dispatch.emulate("hopper"):
+    lowered = jax.jit(both).trace(*arrays).lower(lowering_platforms=("cuda",))
+  # Sums and outputs; sums and three gradients.
+  assert lowered.as_text().count("custom_call @mosaic_gpu") == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("depth", [64, 128])
+@pytest.mark.parametrize("length, masked", [(300, True), (8192, False)])
+def test_causal_linear_attention_on_the_device(length, depth, masked):
+  arrays = kernel_cases.inputs(length, 4, 2, depth, batch=2)
+  kernel_cases.compare_linear("hopper", arrays, None, masked=masked)
+
+
 @pytest.mark.parametrize(
   "pattern, band",
   [

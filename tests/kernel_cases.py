@@ -87,3 +87,47 @@ def cases(length):
     "by head": (by_head, jaxattn.FULL),
     "no edges": (patterns.Window(20, -10), jaxattn.FULL),
   }
+
+
+def linear(arrays, mask, implementation, feature_map):
+  """Linear attention and its gradients."""
+
+  def attend(query, key, value):
+    return jaxattn.linear_attention(
+      query,
+      key,
+      value,
+      feature_map=feature_map,
+      mask=mask,
+      implementation=implementation,
+    )
+
+  *inputs, dout = arrays
+  out, pull = jax.vjp(attend, *inputs)
+  return (out, *pull(dout))
+
+
+def compare_linear(device, arrays, interpret, *, masked):
+  """Asserts that a kernel of causal linear attention is right.
+
+  Args:
+    device: whose kernel.
+    arrays: from `inputs`.
+    interpret: parameters of the interpreter, or None.
+    masked: whether the last row of the batch lacks its last three keys.
+  """
+  batch, length = arrays[0].shape[:2]
+  mask, elu = jaxattn.CAUSAL, jaxattn.feature_maps.elu_features
+  if masked:
+    whole = jnp.arange(batch)[:, None] < batch - 1
+    valid = (jnp.arange(length) < length - 3)[None] | whole
+    mask = jaxattn.Mask(causal=True, key_valid=valid)
+  with dispatch.emulate(device, interpret):
+    got = linear(arrays, mask, "pallas", elu)
+  wide = [x.astype(jnp.float32) for x in arrays]
+  with jax.default_matmul_precision("highest"):
+    want = linear(wide, mask, "xla", elu)
+  rounding = 1e-5 if arrays[0].dtype == jnp.float32 else 2e-2
+  for g, w in zip(got, want, strict=True):
+    g, w = (np.asarray(x, np.float32) for x in (g, w))
+    assert np.linalg.norm(g - w) <= rounding * np.linalg.norm(w)

@@ -316,7 +316,7 @@ def test_masks_broadcast_over_any_batch_axis(causal, rows):
 
 def test_pallas_and_positions_are_refused():
   q, k, v, _ = _draw(5, 5)
-  with pytest.raises(NotImplementedError, match="need a TPU"):
+  with pytest.raises(NotImplementedError, match="Hopper GPU or a TPU"):
     jaxattn.linear_attention(q, k, v, implementation="pallas")
   index = jnp.arange(5)[None]
   mask = jaxattn.Mask(causal=True, query_positions=index, key_positions=index)

@@ -141,37 +141,11 @@ def test_more_query_heads_than_fit_are_left_to_xla():
     jax.eval_shape(attend, *arrays)
 
 
-def _linear(arrays, mask, implementation, feature_map):
-  def attend(query, key, value):
-    return jaxattn.linear_attention(
-      query,
-      key,
-      value,
-      feature_map=feature_map,
-      mask=mask,
-      implementation=implementation,
-    )
-
-  *inputs, dout = arrays
-  out, pull = jax.vjp(attend, *inputs)
-  return (out, *pull(dout))
-
-
 @pytest.mark.parametrize("length", [5, 128, 300])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_causal_linear_attention_equals_the_portable_engine(length, dtype):
   arrays = kernel_cases.inputs(length, 4, 2, 24, 40, batch=2, dtype=dtype)
-  valid = jnp.arange(length)[None] < jnp.array([[length], [length - 3]])
-  mask = jaxattn.Mask(causal=True, key_valid=valid)
-  elu = jaxattn.feature_maps.elu_features
-  with dispatch.emulate("tpu", _INTERPRET):
-    got = _linear(arrays, mask, "pallas", elu)
-  wide = [x.astype(jnp.float32) for x in arrays]
-  want = _linear(wide, mask, "xla", elu)
-  rounding = 1e-5 if dtype == "float32" else 2e-2
-  for g, w in zip(got, want, strict=True):
-    g = np.asarray(g, np.float32)
-    assert np.linalg.norm(g - w) <= rounding * np.linalg.norm(w)
+  kernel_cases.compare_linear("tpu", arrays, _INTERPRET, masked=True)
 
 
 def test_causal_linear_attention_lowers_for_tpu():
@@ -179,7 +153,7 @@ def test_causal_linear_attention_lowers_for_tpu():
   elu = jaxattn.feature_maps.elu_features
 
   def both(*arrays):
-    return _linear(arrays, jaxattn.CAUSAL, None, elu)
+    return kernel_cases.linear(arrays, jaxattn.CAUSAL, None, elu)
 
   with dispatch.emulate("tpu"):
     lowered = jax.jit(both).trace(*arrays).lower(lowering_platforms=("tpu",))
@@ -203,4 +177,4 @@ def test_what_the_linear_kernel_does_not_serve_is_said():
       (jaxattn.CAUSAL, logarithms, "keep a logarithm"),
     ):
       with pytest.raises(NotImplementedError, match=match):
-        _linear(arrays, mask, "pallas", feature_map)
+        kernel_cases.linear(arrays, mask, "pallas", feature_map)

@@ -103,6 +103,19 @@ def linear_attention(
   return out.astype(query.dtype)
 
 
+def _kernels(device: str) -> Any:
+  """The module of a device's kernels."""
+  # Imported where they are used: a version of JAX or a platform without them
+  # still has the others.
+  if device == "hopper":
+    from jaxattn._src.pallas import linear_gpu
+
+    return linear_gpu
+  from jaxattn._src.pallas import linear_tpu
+
+  return linear_tpu
+
+
 def _obstacles(
   feature_map: Any,
   query: jax.Array,
@@ -110,19 +123,18 @@ def _obstacles(
   mask: masks.Mask,
   chunk: int | None,
 ) -> dict[str, str | None]:
-  """Why the kernel cannot serve a call, by its device."""
-  if dispatch.kernel_device() != "tpu":
-    return {"tpu": ""}
-  from jaxattn._src.pallas import linear_tpu
-
+  """Why the kernels cannot serve a call, by their device."""
+  found: dict[str, str | None] = {"hopper": "", "tpu": ""}
+  device = dispatch.kernel_device()
+  if device not in found:
+    return found
   if chunk is not None:
-    return {"tpu": "it chooses its own chunks"}
+    return found | {device: "it chooses its own chunks"}
   segments = mask.key_segment_ids is not None
-  return {
-    "tpu": linear_tpu.obstacle(
-      feature_map, query, value, causal=mask.causal, segments=segments
-    )
-  }
+  why = _kernels(device).obstacle(
+    feature_map, query, value, causal=mask.causal, segments=segments
+  )
+  return found | {device: why}
 
 
 def _attend(
@@ -143,10 +155,9 @@ def _attend(
   if causal:
     key, value, valid = _aligned(query.shape[1], key, value, valid)
     arrays = (feature_map, query, key, value)
-    if choice.name == "tpu":
-      from jaxattn._src.pallas import linear_tpu
-
-      return linear_tpu.attend(*arrays, valid, interpret=choice.interpret)
+    if choice.name != "xla":
+      attend = _kernels(choice.name).attend
+      return attend(*arrays, valid, interpret=choice.interpret)
   if chunk is None and linear_heads.pays(feature_map, query, key, causal):
     return linear_heads.attend(causal, precision, *arrays, valid)
   if causal:

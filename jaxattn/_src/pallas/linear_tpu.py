@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxattn._src import dispatch
 from jaxattn._src.engines import linear_chunks as chunks
+from jaxattn._src.pallas import linear_operands
 
 _CHUNK = 256
 _LANES = 128
@@ -25,29 +26,16 @@ _WIDEST = 1024  # Features: what the sums of a head may take of the memory.
 def obstacle(
   feature_map: Any, query: Any, value: Any, *, causal: bool, segments: bool
 ) -> str | None:
-  """Why the kernel cannot serve a call, or None.
-
-  Args:
-    feature_map: a `Partial`.
-    query: an array, or what has its shape and dtype.
-    value: likewise.
-    causal: whether the mask is.
-    segments: whether it has segments.
-  """
-  if not causal:
-    return "without causality two matrix products are all there is to do"
-  if segments:
-    return "it has no segments"
-  if query.dtype not in (jnp.bfloat16, jnp.float32):
-    return f"it takes bfloat16 and float32, not {query.dtype}"
-  one = jax.ShapeDtypeStruct((1, query.shape[-1]), query.dtype)
-  found = jax.eval_shape(chunks.features, feature_map, one)
-  if found.log_scale is not None:
-    return "its features keep a logarithm"
-  widest = max(found.values.shape[-1], value.shape[-1])
-  if widest > _WIDEST:
-    return f"it takes up to {_WIDEST} features, not {widest}"
-  return None
+  """Why the kernel cannot serve a call, or None; see `linear_operands`."""
+  return linear_operands.obstacle(
+    feature_map,
+    query,
+    value,
+    causal=causal,
+    segments=segments,
+    dtypes=("bfloat16", "float32"),
+    widest=_WIDEST,
+  )
 
 
 def attend(
@@ -72,10 +60,7 @@ def attend(
   Returns:
     `[B, T, N, V]` float32.
   """
-  queries = chunks.features(feature_map, query).values
-  keys = chunks.features(feature_map, key).values
-  if valid is not None:
-    keys = jnp.where(valid[..., None, None], keys, 0.0)
+  queries, keys = linear_operands.features(feature_map, query, key, valid)
   dtype, width = query.dtype, value.shape[-1]
   # A column of ones makes the normaliser; lanes are filled up anyway.
   ones = jnp.ones((*value.shape[:-1], 1), dtype)
@@ -84,7 +69,7 @@ def attend(
     False,
     dispatch.precision(dtype),
     interpret,
-    *(_heads_first(x.astype(dtype)) for x in (queries, keys, both)),
+    *(_heads_first(x) for x in (queries, keys, both)),
   )
   out = chunks.normalize(sums[..., :width], sums[..., width])
   return jnp.moveaxis(out, 1, 2)

@@ -46,13 +46,18 @@ def products(*pairs: tuple[Any, Any]) -> list[jax.Array]:
 
   All are issued before the first is waited for.
   """
+  return matmuls(*((a, b.transpose((1, 0))) for a, b in pairs))
+
+
+def matmuls(*pairs: tuple[Any, Any]) -> list[jax.Array]:
+  """The same of `first @ second`."""
 
   def run(*accs: Any) -> list[jax.Array]:
     for acc, (first, second) in zip(accs, pairs, strict=True):
-      plgpu.wgmma(acc, first, second.transpose((1, 0)))
+      plgpu.wgmma(acc, first, second)
     return [acc[...] for acc in accs]
 
-  shapes = [(first.shape[0], second.shape[0]) for first, second in pairs]
+  shapes = [(first.shape[0], second.shape[1]) for first, second in pairs]
   return pl.run_scoped(run, *(plgpu.ACC(s, jnp.float32) for s in shapes))
 
 
@@ -81,19 +86,25 @@ class Stream:
     copy: copies what step `j` needs to a slot and signals its barrier.
     ready: barriers that say that a slot is filled.
     used: barriers that say that a slot may be filled again.
+    first: which of the barriers are its own: those from here on.
   """
 
   copy: Callable[[jax.Array, jax.Array], None]
   ready: Any
   used: Any
+  first: Any = 0
 
   def wait(self, slot: jax.Array) -> None:
     """Waits for a slot to be filled."""
-    plgpu.barrier_wait(self.ready.at[slot])
+    plgpu.barrier_wait(self.ready.at[self.first + slot])
 
   def release(self, slot: jax.Array) -> None:
     """Lets a slot be filled again."""
-    plgpu.barrier_arrive(self.used.at[slot])
+    plgpu.barrier_arrive(self.used.at[self.first + slot])
+
+  def reclaim(self, slot: jax.Array) -> None:
+    """Waits until a slot may be filled again."""
+    plgpu.barrier_wait(self.used.at[self.first + slot])
 
 
 def produce(steps: jax.Array, slots: int, streams: Sequence[Stream]) -> None:
@@ -112,7 +123,7 @@ def produce(steps: jax.Array, slots: int, streams: Sequence[Stream]) -> None:
   @pl.loop(jnp.int32(0), steps - slots)
   def _(j: jax.Array) -> None:
     for stream in streams:
-      plgpu.barrier_wait(stream.used.at[slot(j)])
+      stream.reclaim(slot(j))
       stream.copy(j + slots, slot(j))
 
   # Every phase of a barrier must be seen before its memory goes.
@@ -121,7 +132,7 @@ def produce(steps: jax.Array, slots: int, streams: Sequence[Stream]) -> None:
     @pl.when(i < steps)
     def _(i: int = i) -> None:
       for stream in streams:
-        plgpu.barrier_wait(stream.used.at[slot(steps - 1 - i)])
+        stream.reclaim(slot(steps - 1 - i))
 
 
 def kernel(body: Callable, interpret: Any, **kwargs: Any) -> Callable:
