@@ -281,22 +281,29 @@ def genomic_windows(
   regions: Sequence[Region],
   starts: Sequence[intervals.Interval],
   count: int,
-  length: int,
   rng: np.random.Generator,
   *,
+  upstream: int,
+  downstream: int,
   distance: int = 1000,
   shares: Sequence[float] = (),
 ) -> list[intervals.Interval]:
-  """Negatives elsewhere on the genome, away from every known start.
+  """Negatives elsewhere on the genome, around places that start nothing.
+
+  The place around which a window lies is further than `distance` from every
+  known start; the rest of a long window may well hold one, as it does around a
+  promoter. Windows that hold none lie where genes are rare, and that is easier
+  to see.
 
   Args:
     genome: to read.
     regions: where to draw from, those of the positives' part.
     starts: everywhere that transcription is known to start.
     count: of windows.
-    length: of each.
     rng: to draw from.
-    distance: a window's bases are further than this from every start.
+    upstream: bases before the place.
+    downstream: bases from it on.
+    distance: in bases.
     shares: of G and C to match to within 0.02, one a window; none: any.
 
   Returns:
@@ -308,40 +315,39 @@ def genomic_windows(
   Source: the negatives of Umarov and Solovyev, 2017 (CNNProm),
   https://doi.org/10.1371/journal.pone.0171410, taken from the same sequences.
   """
-  ends = [
-    r.end if r.end is not None else genome.lengths[r.chrom] for r in regions
+  length, sizes = upstream + downstream, genome.lengths
+  ends = [sizes[r.chrom] if r.end is None else r.end for r in regions]
+  room = [
+    max(end - r.start - length, 0) for end, r in zip(ends, regions, strict=True)
   ]
-  room = np.array(
-    [max(e - r.start - length, 0) for e, r in zip(ends, regions, strict=True)],
-    np.float64,
-  )
-  if not room.sum():
+  if not sum(room):
     raise files.UserError(f"no window of {length} bases fits into the regions.")
-  known: dict[str, np.ndarray] = {}
-  for chrom in {r.chrom for r in regions}:
-    known[chrom] = np.sort([x.start for x in starts if x.chrom == chrom])
+  chance = np.array(room) / sum(room)
+  known = {
+    r.chrom: np.sort([x.start for x in starts if x.chrom == r.chrom])
+    for r in regions
+  }
   found: list[intervals.Interval] = []
   for _ in range(1000 * count):
     if len(found) == count:
       return found
-    region = regions[int(rng.choice(len(regions), p=room / room.sum()))]
-    at = ends[regions.index(region)] - length
-    at = int(rng.integers(region.start, at + 1))
-    low, high = at - distance, at + length + distance
-    places = known[region.chrom]
-    if np.searchsorted(places, low) != np.searchsorted(places, high):
+    index = int(rng.choice(len(regions), p=chance))
+    low = regions[index].start + int(rng.integers(room[index] + 1))
+    chrom, strand = regions[index].chrom, intervals.STRANDS[rng.integers(2)]
+    window = intervals.Interval(chrom, low, low + length, strand)
+    place = low + (upstream if strand == "+" else downstream - 1)
+    near = (place - distance, place + distance + 1)
+    if np.diff(np.searchsorted(known[chrom], near))[0]:
       continue
-    strand = intervals.STRANDS[int(rng.integers(2))]
-    place = intervals.Interval(region.chrom, at, at + length, strand)
-    codes = genome_lib.read(genome, place).codes
-    if np.any(codes == alphabet.UNKNOWN):
-      continue
-    if not len(shares) or abs(gc_share(codes) - shares[len(found)]) <= 0.02:
-      found.append(place)
+    codes = genome_lib.read(genome, window).codes
+    share = shares[len(found)] if len(shares) else gc_share(codes)
+    clean = not np.any(codes == alphabet.UNKNOWN)
+    if clean and abs(gc_share(codes) - share) <= 0.02:
+      found.append(window)
   raise files.UserError(
-    f"found only {len(found)} of {count} windows of {length} bases further "
-    f"than {distance} from every start. Take a smaller "
-    "distance or shorter windows."
+    f"found only {len(found)} of {count} windows of {length} bases around "
+    f"places further than {distance} from every start. Take a smaller distance "
+    "or shorter windows."
   )
 
 
@@ -434,8 +440,9 @@ def examples(
         split[part],
         starts,
         len(kept),
-        upstream + downstream,
         rng,
+        upstream=upstream,
+        downstream=downstream,
         shares=[gc_share(x) for x in positive] if matched else (),
       )
       places += away

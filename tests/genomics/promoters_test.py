@@ -89,8 +89,8 @@ def test_pairs_stay_in_their_part(genome, negatives):
     if negatives in promoters.SAMPLED:
       for x in found.windows[half:]:
         places = [s.start for s in starts if s.chrom == x.chrom]
-        gaps = [max(x.start - p, p - x.end + 1) for p in places]
-        assert min(gaps) > 1000
+        here = x.start + 200 if x.strand == "+" else x.end - 201
+        assert min(abs(here - p) for p in places) > 1000
   again = promoters.examples(genome, starts, _SPLIT, **form)
   other = promoters.examples(genome, starts, _SPLIT, seed=1, **form)
   assert np.array_equal(again["test"].codes, parts["test"].codes)
@@ -146,8 +146,9 @@ def test_splits_that_do_not_work(genome):
       [promoters.Region("a")],
       _starts(),
       1,
-      300,
       np.random.default_rng(0),
+      upstream=200,
+      downstream=100,
       distance=_SIZE,
     )
 
