@@ -115,27 +115,17 @@ def _linear(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     if query.shape[1] % (2 * steps * kernels.CHUNK):
       continue
     product = kernels.Product(steps)
-    start, counts = jax.jit(functools.partial(kernels.sums, product))(
-      key, value
-    )
-    bias = jnp.ones((1, query.shape[2], query.shape[1]))
+    start = jax.jit(functools.partial(kernels.sums, product))(key, value)
     arrays = (query, key, value, start)
+    total = jnp.ones((1, query.shape[2], query.shape[1]))
+    counts = jnp.ones((*start.shape[:2], total.shape[2] // 64, start.shape[4]))
+    normalized = product.of(normalize=True)
+    biased = product.of(bias=1, reverse=True)
+    extra = {"bias": total, "counts": counts}
     for name, call, args in (
       ("sums", kernels.sums, (product, key, value)),
-      (
-        "output",
-        kernels.apply,
-        (product.of(normalize=True), *arrays, {"counts": counts}),
-      ),
-      (
-        "gradient",
-        kernels.apply,
-        (
-          product.of(bias=1, reverse=True),
-          *arrays,
-          {"bias": bias, "counts": counts},
-        ),
-      ),
+      ("output", kernels.apply, (normalized, *arrays, {"total": total})),
+      ("gradient", kernels.apply, (biased, *arrays, extra)),
     ):
       run = jax.jit(functools.partial(call, args[0])).lower(*args[1:]).compile()
       took = timing.back_to_back(functools.partial(run, *args[1:]), 0.15)

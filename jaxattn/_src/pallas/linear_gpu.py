@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxattn._src import feature_maps
 from jaxattn._src.engines import linear_chunks as chunks
 from jaxattn._src.pallas import linear_gpu_kernels as kernels
 from jaxattn._src.pallas import linear_operands
@@ -15,12 +14,6 @@ from jaxattn._src.pallas import mosaic
 _SIZES = (64, 128)  # Of features and values; others are padded.
 # float16 would not hold sums over many keys, nor gradients over them.
 _DTYPES = ("bfloat16",)
-# Maps of one number at a time, which the kernels apply themselves.
-_INSIDE = (
-  feature_maps.elu_features,
-  feature_maps.relu_features,
-  feature_maps.identity_features,
-)
 
 
 def obstacle(
@@ -62,29 +55,16 @@ def attend(
   Returns:
     `[B, T, N, V]` float32.
   """
-  batch, length, heads, depth = query.shape
+  query, key = linear_operands.features(feature_map, query, key, valid)
+  batch, length, heads, _ = query.shape
   width = value.shape[-1]
   steps = kernels.steps(length, batch * heads * (_size(width) // 64))
-  inside = valid is None and depth in _SIZES and _of_numbers(feature_map)
-  product = kernels.Product(
-    steps,
-    feature_map=feature_map.func if inside else None,
-    interpret=interpret,
-  )
-  if not inside:
-    query, key = linear_operands.features(feature_map, query, key, valid)
   arrays = (
     _filled(x, 2 * steps * kernels.CHUNK)
     for x in (query, key, value.astype(query.dtype))
   )
-  out = _attend(product, *arrays)
+  out = _attend(kernels.Product(steps, interpret=interpret), *arrays)
   return out[:, :length, :, :width].astype(jnp.float32)
-
-
-def _of_numbers(feature_map: Any) -> bool:
-  """Whether the kernels can apply a map to their tiles."""
-  bound = feature_map.args or feature_map.keywords
-  return feature_map.func in _INSIDE and not bound
 
 
 def _size(features: int) -> int:
@@ -110,9 +90,17 @@ def _attend(
 def _forward(
   product: kernels.Product, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> Any:
-  start, counts = map(_others, kernels.sums(product.of("second"), key, value))
-  how = product.of("first", "second", normalize=True)
-  out, total = kernels.apply(how, query, key, value, start, {"counts": counts})
+  start = _others(kernels.sums(product, key, value))
+  # The kernels cannot make these: a sum over the rows of a tile goes through
+  # one place in shared memory, where two warpgroups would meet.
+  counts = _others(_by_chunk(key).sum(3))
+  batch, length, heads, _ = query.shape
+  queries = _by_chunk(query)
+  queries = queries.reshape(batch, key.shape[2], -1, *queries.shape[2:])
+  total = jnp.sum(queries * counts[:, :, None, :, None], axis=-1)
+  total = total.reshape(batch, heads, length)
+  how = product.of(normalize=True)
+  out, total = kernels.apply(how, query, key, value, start, {"total": total})
   return out, (query, key, value, start, counts, out, total)
 
 
@@ -120,18 +108,19 @@ def _backward(
   product: kernels.Product, kept: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, ...]:
   query, key, value, start, counts, out, total = kept
+  # Or the compiler keeps features in float32 beside these.
+  query, key = jax.lax.optimization_barrier((query, key))
   slopes = chunks.cotangent_of(
     out.astype(jnp.float32),
     jnp.swapaxes(total, 1, 2),
     cotangent.astype(jnp.float32),
   )
   slope, bias = slopes.out.astype(query.dtype), jnp.swapaxes(slopes.total, 1, 2)
-  later, rest = (
-    _others(x, reverse=True)
-    for x in kernels.sums(product.of("second"), query, slope, bias)
-  )
+  later = _others(kernels.sums(product, query, slope), reverse=True)
+  weighted = _by_chunk(query) * _by_chunk(slopes.total)[..., None]
+  rest = _others(weighted.sum(3), reverse=True)
   (dquery,) = kernels.apply(
-    product.of("third", bias=0),
+    product.of(bias=0),
     slope,
     value,
     key,
@@ -139,31 +128,26 @@ def _backward(
     {"bias": bias, "counts": counts},
   )
   (dkey,) = kernels.apply(
-    product.of("third", bias=1, reverse=True),
+    product.of(bias=1, reverse=True),
     value,
     slope,
     query,
     jnp.swapaxes(later, -1, -2),
     {"bias": bias, "counts": rest},
   )
-  how = product.of("first", "second", reverse=True)
-  (dvalue,) = kernels.apply(how, key, query, slope, later, {})
-  dquery, dkey = (
-    _pulled(product.feature_map, x, grad)
-    for x, grad in ((query, dquery), (key, _of_keys(dkey, key)))
+  (dvalue,) = kernels.apply(
+    product.of(reverse=True), key, query, slope, later, {}
   )
-  return dquery, dkey, _of_keys(dvalue, value)
+  return dquery, _of_keys(dkey, key), _of_keys(dvalue, value)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _pulled(feature_map: Any, x: jax.Array, grad: jax.Array) -> jax.Array:
-  """The gradient of what features that the kernels made were made of."""
-  if feature_map is None:
-    return grad
-  _, pull = jax.vjp(lambda x: chunks.features(feature_map, x).values, x)
-  return pull(grad.astype(jnp.float32))[0]
+def _by_chunk(x: jax.Array) -> jax.Array:
+  """Float32 `[B, N, chunks, tokens, ...]` of `[B, T, N, ...]`."""
+  x = jnp.moveaxis(x.astype(jnp.float32), 2, 1)
+  return x.reshape(*x.shape[:2], -1, kernels.CHUNK, *x.shape[3:])
 
 
 def _others(x: jax.Array, *, reverse: bool = False) -> jax.Array:

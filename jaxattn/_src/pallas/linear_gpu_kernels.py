@@ -19,7 +19,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxattn._src import feature_maps
-from jaxattn._src.engines import linear_chunks as chunks_lib
 from jaxattn._src.pallas import mosaic
 
 CHUNK = mosaic.LANE
@@ -40,8 +39,6 @@ class Product:
     reverse: whether a row sees what comes after it.
     normalize: whether rows are divided by the sum of their weights.
     bias: the axis of the scores that the bias is along, or None for no bias.
-    feature_map: of single numbers, applied to tiles as they come, or None.
-    mapped: operands that it is applied to.
     interpret: parameters of the interpreter, or None.
   """
 
@@ -49,15 +46,11 @@ class Product:
   reverse: bool = False
   normalize: bool = False
   bias: int | None = None
-  feature_map: Any = None
-  mapped: tuple[str, ...] = ()
   interpret: Any = None
 
-  def of(self, *mapped: str, **changes: Any) -> "Product":
-    """Another of the same sequence; `mapped` are operands of features."""
-    if self.feature_map is None:
-      mapped = ()
-    return dataclasses.replace(self, mapped=mapped, **changes)
+  def of(self, **changes: Any) -> "Product":
+    """Another of the same sequence."""
+    return dataclasses.replace(self, **changes)
 
 
 def steps(length: int, rows: int) -> int:
@@ -75,42 +68,30 @@ def steps(length: int, rows: int) -> int:
   return max(least, 1 << (max(1, chunks // segments).bit_length() - 1))
 
 
-def sums(
-  product: Product,
-  second: jax.Array,
-  third: jax.Array,
-  weights: jax.Array | None = None,
-) -> list[jax.Array]:
-  """`sum_j b_j c_j^T` of every segment, and the sum of rows of every chunk.
+def sums(product: Product, second: jax.Array, third: jax.Array) -> jax.Array:
+  """`sum_j b_j c_j^T` of every segment.
 
   Args:
     product: how many chunks a segment has.
     second: `[B, T, K, A]`, T a multiple of two segments, A and C of 64.
     third: `[B, T, K, C]`.
-    weights: `[B, K, T]` float32 of the sum of rows, or None for ones.
 
   Returns:
-    `[B, K, segments, A, C]` and `[B, K, chunks, A]`, float32.
+    `[B, K, segments, A, C]` float32.
   """
   batch, length, heads, depth = second.shape
+  shape = _Shape.of(product, depth, {"second": heads, "third": heads})
   width = third.shape[-1]
-  given = {"second": second, "third": third}
-  if weights is not None:
-    given["weights"] = weights
-  shape = _Shape.of(product, depth, dict.fromkeys(given, heads))
-  chunks = length // CHUNK
-  segments = chunks // product.steps
-  names = (*given, "sums", "counts")
+  segments = length // (product.steps * CHUNK)
   return mosaic.kernel(
-    functools.partial(_sums_kernel, shape, names),
+    functools.partial(_sums_kernel, shape),
     product.interpret,
-    out_type=[
-      jax.ShapeDtypeStruct((batch, heads, *sizes), jnp.float32)
-      for sizes in ((segments, depth, width), (chunks, depth))
-    ],
+    out_type=jax.ShapeDtypeStruct(
+      (batch, heads, segments, depth, width), jnp.float32
+    ),
     scratch_types=shape.scratch(second.dtype, _OPERANDS[1:]),
     **shape.grid(batch, heads, segments, width),
-  )(*given.values())
+  )(second, third)
 
 
 def apply(
@@ -129,9 +110,9 @@ def apply(
     second: `[B, T, Nb, A]`.
     third: `[B, T, Nb, C]`.
     start: `[B, Nb or less, segments, A, C]` float32.
-    extra: with `normalize` the sums of the rows of `second` in earlier chunks,
-      `counts [B, Nb, chunks, A]`; with a bias this, `bias [B, N, T]`, and what
-      it multiplies of earlier chunks, `counts [B, Nb or N, chunks, C]`.
+    extra: with `normalize` the sums of weights of earlier chunks, `total
+      [B, N, T]`; with a bias this, `bias [B, N, T]`, and what it multiplies of
+      earlier chunks, `counts [B, Nb or N, chunks, C]`.
 
   Returns:
     `[B, T, N, C]` in the dtype of `first`, and `[B, N, T]` float32 sums of
@@ -150,7 +131,7 @@ def apply(
   if product.normalize:
     total = (batch, shape.most, length)
     out.append(jax.ShapeDtypeStruct(total, jnp.float32))
-    names.append("total")
+    names.append("sums")
   return mosaic.kernel(
     functools.partial(_apply_kernel, shape, tuple(names)),
     product.interpret,
@@ -246,36 +227,6 @@ class _Program:
     """What was copied of an operand."""
     return self.memory[name][0].at[worker * self.slots + slot]
 
-  def prepare(
-    self, worker: Any, slot: jax.Array, wanted: str | None = None
-  ) -> jax.Array | None:
-    """Puts features where their tiles were, for the products to read.
-
-    Args:
-      worker: of the computing warpgroups, which.
-      slot: of its tiles.
-      wanted: an operand to return, or None.
-
-    Returns:
-      The rows of `wanted`, float32.
-    """
-    found = None
-    for name in _OPERANDS:
-      mapped = name in self.product.mapped
-      if not mapped and name != wanted:
-        continue
-      tile = self.tile(worker, name, slot)
-      rows = mosaic.load(tile, plgpu.Layout.WGMMA)
-      if mapped:
-        rows = chunks_lib.features(self.product.feature_map, rows).values
-        rows = rows.astype(tile.dtype)
-        tile[...] = rows
-      if name == wanted:
-        found = rows.astype(jnp.float32)
-    # What is read here may be copied over later, so that this is for both.
-    plgpu.commit_smem()
-    return found
-
   def produce(self, names: tuple[str, ...]) -> None:
     """Copies the tiles of both computing warpgroups."""
     streams = [
@@ -301,53 +252,36 @@ class _Program:
     return mosaic.Stream(copy, ready, used, first)
 
 
-def _sums_kernel(shape: _Shape, names: tuple[str, ...], *refs: Any) -> None:
-  named = dict(zip(names, refs, strict=False))
-  program = _Program(shape, named, refs[len(names)])
-  worker = lax.axis_index("group")
+def _sums_kernel(
+  shape: _Shape, second: Any, third: Any, out: Any, memory: Any
+) -> None:
+  refs = {"second": second, "third": third}
+  program = _Program(shape, refs, memory)
+  worker, names = lax.axis_index("group"), _OPERANDS[1:]
 
   @pl.when(worker < mosaic.WORKERS)
   def _() -> None:
-    state = lax.fori_loop(
-      0,
-      shape.product.steps,
-      functools.partial(_sums_step, program, worker),
-      mosaic.zeros((shape.depth, _BLOCK)),
-    )
+    streams = [program.stream(worker, name) for name in names]
+
+    def step(j: jax.Array, state: jax.Array) -> jax.Array:
+      slot = lax.rem(j, jnp.int32(program.slots))
+      for stream in streams:
+        stream.wait(slot)
+      b, c = (program.tile(worker, name, slot) for name in names)
+      (more,) = mosaic.matmuls((b.transpose((1, 0)), c))
+      for stream in streams:
+        stream.release(slot)
+      return state + more
+
+    state = mosaic.zeros((shape.depth, _BLOCK))
+    state = lax.fori_loop(0, shape.product.steps, step, state)
     head, segment = lax.axis_index("heads"), program.segment(worker)
-    sums = named["sums"].at[program.batch, head, segment, :, program.columns]
-    sums[...] = state
+    target = out.at[program.batch, head, segment, :, program.columns]
+    target[...] = state
 
   @pl.when(worker == mosaic.WORKERS)
   def _() -> None:
-    program.produce(_OPERANDS[1:])
-
-
-def _sums_step(
-  program: _Program, worker: Any, j: jax.Array, state: jax.Array
-) -> jax.Array:
-  """Adds a chunk to the sums; writes the sum of its rows."""
-  slot = lax.rem(j, jnp.int32(program.slots))
-  refs, at = program.refs, (program.batch, lax.axis_index("heads"))
-  weights = None
-  if "weights" in refs:
-    weights = mosaic.load(
-      refs["weights"].at[*at, program.rows(worker, j)], mosaic.BY_ROW
-    )
-  streams = [program.stream(worker, name) for name in _OPERANDS[1:]]
-  for stream in streams:
-    stream.wait(slot)
-  rows = program.prepare(worker, slot, "second")
-  assert rows is not None
-  b, c = (program.tile(worker, name, slot) for name in _OPERANDS[1:])
-  if weights is not None:
-    rows *= mosaic.spread(weights, rows.shape, 0)
-  # Every block of columns writes the same.
-  refs["counts"].at[*at, program.chunk(worker, j)][...] = rows.sum(axis=0)
-  (more,) = mosaic.matmuls((b.transpose((1, 0)), c))
-  for stream in streams:
-    stream.release(slot)
-  return state + more
+    program.produce(names)
 
 
 def _apply_kernel(shape: _Shape, names: tuple[str, ...], *refs: Any) -> None:
@@ -397,16 +331,10 @@ class _Worker:
     slot = lax.rem(j, jnp.int32(program.slots))
     vectors = self._vectors(j)
     self.before[...] = state.astype(dtype)
+    plgpu.commit_smem()
     streams = [program.stream(self.worker, name) for name in _OPERANDS]
     for stream in streams:
       stream.wait(slot)
-    if program.product.normalize:
-      rows = program.prepare(self.worker, slot, "first")
-      assert rows is not None
-      rows *= mosaic.spread(vectors["counts"], rows.shape, 1)
-      vectors["total"] = rows.sum(axis=1)
-    else:
-      program.prepare(self.worker, slot)
     a, b, c = (program.tile(self.worker, name, slot) for name in _OPERANDS)
     read = [(a, self.before), (a, b.transpose((1, 0)))]
     write = (b.transpose((1, 0)), c)
@@ -437,19 +365,20 @@ class _Worker:
   def _vectors(self, j: jax.Array) -> dict[str, jax.Array]:
     """What goes with the rows, and what with the columns, of a chunk."""
     program, found = self.program, {}
-    axis = program.product.bias
-    if axis is not None:
-      source = program.refs["bias"].at[
-        program.batch, program.head("bias"), program.rows(self.worker, j)
-      ]
-      layout = (mosaic.BY_ROW, mosaic.BY_COLUMN)[axis]
-      found["bias"] = mosaic.load(source, layout)
+    rows = program.rows(self.worker, j)
+    for name in ("bias", "total"):
+      if name in program.refs:
+        by_column = name == "bias" and program.product.bias == 1
+        layout = mosaic.BY_COLUMN if by_column else mosaic.BY_ROW
+        source = program.refs[name].at[program.batch, program.head(name), rows]
+        found[name] = mosaic.load(source, layout)
     if "counts" in program.refs:
       source = program.refs["counts"].at[
-        program.batch, program.head("counts"), program.chunk(self.worker, j)
+        program.batch,
+        program.head("counts"),
+        program.chunk(self.worker, j),
+        program.columns,
       ]
-      if axis is not None:
-        source = source.at[program.columns]
       found["counts"] = mosaic.load(source, mosaic.BY_COLUMN)
     return found
 
@@ -484,5 +413,5 @@ class _Worker:
     plgpu.copy_smem_to_gmem(self.out, target)
     if program.product.normalize:
       plgpu.copy_smem_to_gmem(
-        self.total, program.refs["total"].at[batch, head, rows]
+        self.total, program.refs["sums"].at[batch, head, rows]
       )
