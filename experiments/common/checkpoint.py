@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from experiments.common import files
@@ -95,6 +96,9 @@ class Checkpoints:
 def parameters(workdir: pathlib.Path, like: Any) -> Any:
   """The last parameters of another run, to start from.
 
+  A table of learned positions may be longer here: it is then filled with that
+  of the run over and over, as Longformer does.
+
   Args:
     workdir: of that run.
     like: parameters of the wanted shapes, dtypes and shardings.
@@ -121,25 +125,60 @@ def parameters(workdir: pathlib.Path, like: Any) -> Any:
     assert step is not None
     metadata = saved.item_metadata(step)["state"].tree["params"]
     there, here = _shapes(metadata), _shapes(like)
-    for name in sorted(there.keys() | here.keys()):
+    longer = {n for n in there if _grows(n, there[n], here.get(n))}
+    for name in sorted((there.keys() | here.keys()) - longer):
       if there.get(name) != here.get(name):
         raise files.UserError(
           f"--config.initial: {name} is {there.get(name)} in {workdir} and "
           f"{here.get(name)} in this model; both need the same sizes."
         )
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      {"params": like},
-    )
-    args = ocp.args.PyTreeRestore(
-      abstract,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-      partial_restore=True,
-    )
-    found = saved.restore(step, args=ocp.args.Composite(state=args))
-    return found["state"]["params"]
+    return _restore(saved, step, like, {n: there[n] for n in longer})
   finally:
     saved.close()
+
+
+def _grows(
+  name: str, old: tuple[int, ...], new: tuple[int, ...] | None
+) -> bool:
+  """Whether it is a table of positions that has more rows here."""
+  table = name.split("/")[-2:] == ["position_embed", "embedding"]
+  return table and new is not None and old[1:] == new[1:] and old[0] < new[0]
+
+
+def _restore(
+  saved: ocp.CheckpointManager,
+  step: int,
+  like: Any,
+  shorter: dict[str, tuple[int, ...]],
+) -> Any:
+  """Parameters as `like`, those named in `shorter` read so and repeated."""
+
+  def name_of(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+  def wanted(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+    shape = shorter.get(name_of(path), x.shape)
+    whole = jax.sharding.NamedSharding(
+      x.sharding.mesh, jax.sharding.PartitionSpec()
+    )
+    place = whole if shape != x.shape else x.sharding
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place)
+
+  def repeated(path: Any, x: jax.Array, like: jax.Array) -> jax.Array:
+    if name_of(path) not in shorter:
+      return x
+    rows = jnp.arange(like.shape[0]) % x.shape[0]
+    return jax.device_put(x[rows], like.sharding)
+
+  abstract = {"params": jax.tree_util.tree_map_with_path(wanted, like)}
+  args = ocp.args.PyTreeRestore(
+    abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    partial_restore=True,
+  )
+  found = saved.restore(step, args=ocp.args.Composite(state=args))
+  params = found["state"]["params"]
+  return jax.tree_util.tree_map_with_path(repeated, params, like)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -24,6 +24,7 @@ import tokenizers
 from experiments.common import files
 
 _MAX_VOCAB = 2**20
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")  # Of SentencePiece.
 _WORD_BYTES = np.array([i >= 128 or chr(i).isalnum() for i in range(256)], bool)
 
 
@@ -67,6 +68,13 @@ class Tokenizer(Protocol):
     """Whether tokens begin, and end, inside words: two of `[vocab_size]`.
 
     A word goes on where a token ends inside one and the next begins inside one.
+    """
+    ...
+
+  def characters(self) -> np.ndarray:
+    """Characters that tokens stand for, `[vocab_size]`; the separator's is 0.
+
+    Of a character in several tokens its first has it.
     """
     ...
 
@@ -119,6 +127,10 @@ class Bytes:
     inside = np.append(_WORD_BYTES, False)
     return inside, inside
 
+  def characters(self) -> np.ndarray:
+    """As of `Tokenizer`."""
+    return np.append(_begins_character(np.arange(256)), 0)
+
 
 class Bpe:
   """What a `tokenizer.json` of the `tokenizers` library holds, as it is.
@@ -144,7 +156,9 @@ class Bpe:
         f"{path} is not a tokenizer.json of the tokenizers library: {error}"
       ) from error
     self.separator = self._tokenizer.get_vocab_size()
-    self._wordpiece = json.loads(text)["model"].get("type") == "WordPiece"
+    parts = json.loads(text)
+    self._wordpiece = parts["model"].get("type") == "WordPiece"
+    self._byte_level = "ByteLevel" in json.dumps(parts.get("decoder"))
 
   @property
   def vocab_size(self) -> int:
@@ -176,6 +190,15 @@ class Bpe:
     if self._wordpiece:
       first = np.array([p.startswith("##") for p in pieces] + [False])
     return first, last
+
+  def characters(self) -> np.ndarray:
+    """As of `Tokenizer`."""
+    pieces = [
+      self._tokenizer.id_to_token(i) or "" for i in range(self.separator)
+    ]
+    if self._byte_level:
+      return np.array([*map(_byte_level_characters, pieces), 0])
+    return np.array([*(len(p.removeprefix("##")) for p in pieces), 0])
 
 
 class SentencePiece:
@@ -227,7 +250,21 @@ class SentencePiece:
 
   def edges(self) -> tuple[np.ndarray, np.ndarray]:
     """As of `Tokenizer`."""
-    return _edges([self._model.id_to_piece(i) for i in range(self.separator)])
+    return _edges(self._pieces())
+
+  def characters(self) -> np.ndarray:
+    """As of `Tokenizer`."""
+    found = []
+    for piece in self._pieces():
+      byte = _BYTE_PIECE.fullmatch(piece)
+      if byte:
+        found.append(int(_begins_character(np.array(int(byte[1], 16)))))
+      else:
+        found.append(len(piece))
+    return np.array([*found, 0])
+
+  def _pieces(self) -> list[str]:
+    return [self._model.id_to_piece(i) for i in range(self.separator)]
 
 
 def load(path: pathlib.Path) -> Tokenizer:
@@ -383,13 +420,25 @@ def _dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
 def _edges(pieces: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
   ends = []
   for piece in pieces:
-    byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    byte = _BYTE_PIECE.fullmatch(piece)
     if byte:  # Of SentencePiece, for what it has no piece.
       ends.append((_WORD_BYTES[int(byte[1], 16)],) * 2)
     else:
       ends.append((_inside(piece[:1]), _inside(piece[-1:])))
   first, last = np.array([*ends, (False, False)], bool).T
   return first, last
+
+
+def _begins_character(byte: np.ndarray) -> np.ndarray:
+  """Whether bytes of UTF-8 begin a character, as 0 or 1."""
+  return ((byte & 0xC0) != 0x80).astype(int)
+
+
+def _byte_level_characters(piece: str) -> int:
+  """Characters of a piece in the byte-level alphabet, as `_inside` has it."""
+  # The bytes 128 to 191, which go on, are written as these two ranges.
+  on = sum(0x122 <= ord(c) <= 0x143 or 0xA1 <= ord(c) <= 0xBF for c in piece)
+  return len(piece) - on
 
 
 def _inside(character: str) -> bool:

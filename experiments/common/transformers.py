@@ -86,6 +86,18 @@ def check_rows(
     ) from error
 
 
+def check_segments(
+  config: TransformerConfig, layer_methods: methods.Methods
+) -> None:
+  """Raises UserError if a method cannot keep packed documents apart."""
+  for method in layer_methods:
+    if "key_segment_ids" not in method.honours:
+      raise files.UserError(
+        f"method {config.method!r} cannot keep the documents of a row apart: "
+        "set --config.join_documents, and they are read as one text."
+      )
+
+
 def draws(rng: jax.Array | None) -> dict[str, jax.Array]:
   """The keys of a model's `rngs` from one; none without."""
   if rng is None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.common import counting
+
 ORDERS = (0, 1, 2, 3, 4, 5)
 
 
@@ -54,26 +56,11 @@ def witten_bell(
     seen = _codes(train_bytes, order)[train_place >= order]
     usable = test_place >= order
     wanted = _codes(test_bytes, order)[usable]
-    probability[usable] = _interpolate(seen, wanted, probability[usable])
+    probability[usable] = counting.interpolate(
+      seen, wanted, probability[usable]
+    )
     bits[order] = float(-np.mean(np.log2(probability)))
   return {order: bits[order] for order in orders}
-
-
-def _interpolate(
-  seen: np.ndarray, wanted: np.ndarray, lower: np.ndarray
-) -> np.ndarray:
-  """P_k of the `wanted` codes from those `seen` and from P_{k-1}."""
-  if not len(seen):
-    return lower
-  pairs, counts = _count(seen)
-  contexts, first = _different(pairs >> np.uint64(8))
-  total = np.add.reduceat(counts, first).astype(np.float64)
-  kinds = np.diff(np.append(first, len(pairs))).astype(np.float64)
-  at, known = _find(contexts, wanted >> np.uint64(8))
-  pair, hit = _find(pairs, wanted)
-  count = np.where(hit, counts[pair], 0)
-  mixed = (count + kinds[at] * lower) / (total[at] + kinds[at])
-  return np.where(known, mixed, lower)
 
 
 def _join(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,27 +77,6 @@ def _codes(values: np.ndarray, order: int) -> np.ndarray:
   for back in range(min(order, len(values) - 1), -1, -1):
     code[back:] = code[back:] << np.uint64(8) | values[: len(values) - back]
   return code
-
-
-def _different(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The different values of a sorted array, and where each begins."""
-  change = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-  first = np.append(0, change)
-  return ordered[first], first
-
-
-def _count(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The different codes, ascending, and how often each occurs."""
-  values, first = _different(np.sort(codes))
-  return values, np.diff(np.append(first, len(codes)))
-
-
-def _find(
-  ordered: np.ndarray, wanted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Where each of `wanted` stands in `ordered`, and whether it does."""
-  at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-  return at, ordered[at] == wanted
 
 
 def compressors(test: Sequence[bytes]) -> dict[str, float]:

@@ -134,12 +134,8 @@ def check_masks(config: Config, train: rows_lib.Tokens) -> None:
   """Raises UserError if documents must be told apart and cannot be."""
   if config.join_documents or len(train.starts) < 2:
     return
-  for method in make_model(config, 257).cfg.layer_methods():
-    if "key_segment_ids" not in method.honours:
-      raise files.UserError(
-        f"method {config.method!r} cannot keep the documents of a row apart: "
-        "set --config.join_documents, and they are read as one text."
-      )
+  layer_methods = make_model(config, 257).cfg.layer_methods()
+  transformers.check_segments(config, layer_methods)
 
 
 def make_task(

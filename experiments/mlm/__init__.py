@@ -1,0 +1,1 @@
+"""Masked language modelling: encoders pretrained on local text."""
