@@ -283,5 +283,10 @@ def test_accelerator_benchmark_says_where_there_is_no_kernel(tmp_path):
   records = [json.loads(line) for line in output.read_text().splitlines()]
   window = [r for r in records if r["case"] == "window"]
   assert all("an NVIDIA Hopper GPU or a TPU" in r["error"] for r in window)
-  assert all(r["seconds"] > 0 for r in records if r["case"] == "linear")
+  linear = [r for r in records if r["by"] == "jaxattn, xla"]
+  assert len(linear) == 2 and all(r["seconds"] > 0 for r in linear)
   assert "not run" in output.with_suffix(".md").read_text()
+  command[3] = "--lengths=128"
+  subprocess.run([*command, "--keep"], cwd=_ROOT, check=True)
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  assert {r["length"] for r in records} == {128, 256}

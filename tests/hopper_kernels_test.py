@@ -132,6 +132,23 @@ def test_causal_linear_attention_lowers_for_cuda(depth):
   assert lowered.as_text().count("custom_call @mosaic_gpu") == 6
 
 
+@_interpreted
+@pytest.mark.parametrize(
+  "dtype, depth, match",
+  [
+    ("float16", 64, "takes bfloat16, not float16"),
+    ("bfloat16", 160, "up to 128 features, not 160"),
+  ],
+)
+def test_what_the_linear_kernel_does_not_serve_is_said(dtype, depth, match):
+  arrays = kernel_cases.inputs(8, 1, 1, depth, dtype=dtype)[:3]
+  attend = functools.partial(jaxattn.linear_attention, mask=jaxattn.CAUSAL)
+  with dispatch.emulate("hopper"):
+    with pytest.raises(NotImplementedError, match=match):
+      attend(*arrays, implementation="pallas")
+    jax.eval_shape(attend, *arrays)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("depth", [64, 128])
 @pytest.mark.parametrize("length, masked", [(300, True), (8192, False)])
