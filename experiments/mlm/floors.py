@@ -32,7 +32,8 @@ def both_sides(
   Example:
     >>> text = np.frombuffer(b"abcabcabc", np.uint8)
     >>> row = np.array([[97, 255, 99]])
-    >>> both_sides(text, row, np.array([[0, 1, 98]]), mask_id=255)[0] > 0.8
+    >>> asked = np.array([[0, 1, 98]])
+    >>> bool(both_sides(text, row, asked, mask_id=255)[0] > 0.8)
     True
 
   Source: Bell, Cleary and Witten, 1990, Text Compression, with contexts of two

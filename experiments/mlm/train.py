@@ -9,9 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import jaxattn
 from experiments.common import checkpoint
 from experiments.common import data as rows_lib
 from experiments.common import encoders
@@ -22,9 +20,11 @@ from experiments.common import sharding
 from experiments.common import tokens as tokens_lib
 from experiments.common import transformers
 from experiments.lm import data as corpora
+from experiments.mlm import forms
 from experiments.mlm import hiding
 from experiments.mlm import summary
-from jaxattn.models import heads
+
+Form = forms.EncoderForm | forms.EtcForm
 
 
 @dataclasses.dataclass
@@ -44,6 +44,14 @@ class Config(encoders.EncoderConfig):
   whole_words: bool = True  # Whether words are hidden whole.
   eval_rows: int = 0  # At most, while training; 0: all. The end uses all.
   floors_train_bytes: int = 20_000_000  # That counts are made of; 0: all.
+  # Model; the rest of it stands in `encoders.EncoderConfig`.
+  model: str = "encoder"  # encoder, or etc: two streams and the CPC loss.
+  etc_radius: int = 84  # How far tokens of etc see to each side.
+  etc_lines: int = 32  # Lines of a row that have a global token.
+  cpc_weight: float = 0.2  # Of the CPC loss.
+  cpc_rate: float = 0.1  # Share of the lines that are hidden for it.
+  cpc_lines: int = 2  # At most, in a row.
+  cpc_length: int = 64  # Tokens of a hidden line that are encoded alone.
 
 
 def check(config: Config) -> None:
@@ -64,56 +72,29 @@ def check(config: Config) -> None:
     raise files.UserError(
       f"--config.rate must lie in (0, 1), got {config.rate}."
     )
-  make_model(config, 258)
-
-
-def make_model(config: Config, vocab_size: int) -> heads.MaskedLanguageModel:
-  """Makes the model that a configuration describes."""
-  return heads.MaskedLanguageModel(
-    encoders.model_config(config, vocab_size=vocab_size, length=config.length)
-  )
-
-
-def logits_of(
-  model: heads.MaskedLanguageModel,
-  params: Any,
-  carried: Any,
-  batch: Any,
-  hidden: Any,
-  rng: jax.Array | None,
-  *,
-  train: bool,
-) -> tuple[jax.Array, Any]:
-  """Logits `[B, P, V]` of what is hidden, and the model's collections."""
-  mask, positions = jaxattn.FULL, None
-  if "segment_ids" in batch:
-    mask = jaxattn.packed(batch["segment_ids"], causal=False, pad_id=0)
-    if model.cfg.positions != "none":
-      positions = batch["positions"]
-  return model.apply(
-    {"params": params, **carried},
-    hidden.tokens,
-    predict=hidden.places,
-    mask=mask,
-    positions=positions,
-    train=train,
-    rngs=transformers.draws(rng),
-    mutable=list(carried),
-  )
-
-
-def nats_of(logits: jax.Array, hidden: Any) -> jax.Array:
-  """Nats of every hidden token, `[B, P]`, 0 where there is none."""
-  targets = jnp.where(hidden.weights, hidden.targets, 0)
-  nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
-  return jnp.where(hidden.weights, nats, 0.0)
+  for name in ("cpc_weight", "cpc_rate"):
+    if not 0 <= getattr(config, name) <= 1:
+      raise files.UserError(
+        f"--config.{name} must lie in [0, 1], got {getattr(config, name)}."
+      )
+  for name in ("etc_radius", "etc_lines", "cpc_lines", "cpc_length"):
+    if getattr(config, name) < 1:
+      raise files.UserError(
+        f"--config.{name} must be positive, got {getattr(config, name)}."
+      )
+  if config.model == "etc" and config.cpc_length > config.length:
+    raise files.UserError(
+      f"--config.cpc_length {config.cpc_length} must not be more than "
+      f"--config.length {config.length}."
+    )
+  forms.make(config, hiding.Hider(tokens_lib.Bytes()))
 
 
 class Evaluator:
   """Scores of a model on what is hidden of held-out rows.
 
   Args:
-    model: to evaluate.
+    form: of the model.
     hide: hides tokens.
     mesh: over which rows are split.
     batch_size: rows at once, over all processes.
@@ -121,7 +102,7 @@ class Evaluator:
 
   def __init__(
     self,
-    model: heads.MaskedLanguageModel,
+    form: Form,
     hide: hiding.Hider,
     mesh: jax.sharding.Mesh,
     batch_size: int,
@@ -132,13 +113,11 @@ class Evaluator:
 
     def sums(params: Any, carried: Any, batch: Any) -> Any:
       hidden = hide(batch["keys"], batch)
-      logits, _ = logits_of(
-        model, params, carried, batch, hidden, None, train=False
-      )
+      logits, _ = form.logits(params, carried, batch, hidden, None, train=False)
       counts = hidden.weights * batch["counts"][:, None]
       right = jnp.argmax(logits, axis=-1) == hidden.targets
       return {
-        "nats": jnp.sum(nats_of(logits, hidden) * counts),
+        "nats": jnp.sum(forms.nats_of(logits, hidden) * counts),
         "tokens": jnp.sum(counts),
         "right": jnp.sum(right * counts),
         "characters": jnp.sum(sizes[hidden.targets] * counts),
@@ -175,27 +154,21 @@ def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
 
 def make_task(
   config: Config,
-  model: heads.MaskedLanguageModel,
+  form: Form,
   hide: hiding.Hider,
   rows: rows_lib.PackedRows,
   evaluate: Any,
 ) -> loop.Task:
-  """What the loop needs to train `model` on `rows`."""
+  """What the loop needs to train a model on `rows`."""
 
   def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
     hide_rng, rng = jax.random.split(rng)
     keys = jax.random.split(hide_rng, batch["inputs"].shape[0])
-    hidden = hide(keys, batch)
-    logits, carried = logits_of(
-      model, params, carried, batch, hidden, rng, train=True
-    )
-    nats = nats_of(logits, hidden)
-    return jnp.sum(nats), jnp.sum(hidden.weights), dict(carried)
+    return form.loss(params, carried, batch, hide(keys, batch), rng)
 
-  example = jnp.zeros((1, min(config.length, 8)), jnp.int32)
   return transformers.make_task(
     config,
-    init=lambda rng: model.init(rng, example),
+    init=form.init,
     loss=loss,
     rows=rows,
     length=config.length,
@@ -239,16 +212,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   )
   hide = hiding.Hider(tokenizer, config.rate, config.whole_words)
   tokens, held = _rows(config, corpus, tokenizer)
-  model = make_model(config, hide.vocab_size)
-  transformers.check_rows(
-    config, model, config.length, f"--config.length {config.length}"
-  )
-  _check_apart(config, model, tokens["train"])
+  form = forms.make(config, hide)
+  form.check(len(tokens["train"].starts))
   floors = summary.floors_of(
     hide, tokens["train"], held["test"], config.floors_train_bytes
   )
   rows = config.batch_size // config.accumulate
-  measure = Evaluator(model, hide, mesh, rows)
+  measure = Evaluator(form, hide, mesh, rows)
   watched = held["valid"].thin(config.eval_rows)
 
   def evaluate(params: Any, carried: Any) -> dict[str, float]:
@@ -256,7 +226,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     return {f"valid_{name}": value for name, value in found.items()}
 
   files.say("compiling the training step, then training")
-  task = make_task(config, model, hide, held["train"].rows, evaluate)
+  task = make_task(config, form, hide, held["train"].rows, evaluate)
   result = loop.train(config, task, workdir)
   params, carried = result.state["params"], result.state["carried"]
   files.say("evaluating on the held-out text")
@@ -267,9 +237,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   }
 
   def predict(batch: Any, hidden: Any) -> jax.Array:
-    return logits_of(model, params, carried, batch, hidden, None, train=False)[
-      0
-    ]
+    return form.logits(params, carried, batch, hidden, None, train=False)[0]
 
   shown = summary.filled_in(hide, held["test"], predict)
   return summary.write(
@@ -289,12 +257,3 @@ def _rows(
     )
     held[part] = hiding.HeldOut(rows, np.arange(len(rows)), config.seed + i)
   return tokens, held
-
-
-def _check_apart(
-  config: Config, model: heads.MaskedLanguageModel, train: rows_lib.Tokens
-) -> None:
-  """Raises UserError if documents must be told apart and cannot be."""
-  if config.join_documents or len(train.starts) < 2:
-    return
-  transformers.check_segments(config, model.cfg.layer_methods())

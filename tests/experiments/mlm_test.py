@@ -4,12 +4,14 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments.common import data as rows_lib
 from experiments.common import files
 from experiments.common import tokens as tokens_lib
 from experiments.mlm import floors
+from experiments.mlm import forms
 from experiments.mlm import hiding
 from experiments.mlm import train
 from experiments.mlm.configs import accelerator
@@ -137,18 +139,17 @@ def test_floor_against_counting_by_hand():
   np.testing.assert_allclose(found, [between, behind])
 
 
-def test_loss_is_that_of_the_evaluator(finished):
-  """With nothing random left, training and evaluation score alike."""
+def test_logits_are_those_at_the_hidden_places(finished):
   config, _, _ = finished
   docs = rows_lib.join(tokens_lib.Bytes(), [b"alpha beta gamma " * 20])
   hide = hiding.Hider(tokens_lib.Bytes())
-  model = train.make_model(config, hide.vocab_size)
+  form = forms.make(config, hide)
   rows = rows_lib.PackedRows(docs, config.length)
   batch = next(hiding.HeldOut(rows, np.arange(4), 0).batches(4))
-  params = jax.jit(model.init)(jax.random.key(0), batch["inputs"])["params"]
+  params = jax.jit(form.init)(jax.random.key(0))["params"]
   hidden = hide(jax.random.split(jax.random.key(1), 4), batch)
-  got, _ = train.logits_of(model, params, {}, batch, hidden, None, train=False)
-  everything = jax.jit(model.apply)({"params": params}, hidden.tokens)
+  got, _ = form.logits(params, {}, batch, hidden, None, train=False)
+  everything = jax.jit(form.model.apply)({"params": params}, hidden.tokens)
   want = np.take_along_axis(
     np.asarray(everything), np.asarray(hidden.places)[..., None], axis=1
   )
@@ -160,6 +161,9 @@ def test_loss_is_that_of_the_evaluator(finished):
   [
     ({"rate": 1.0}, "config.rate must lie in"),
     ({"eval_rows": -1}, "config.eval_rows must not be negative"),
+    ({"model": "bert"}, "must be encoder or etc"),
+    ({"model": "etc", "cpc_length": 8}, "set --config.join_documents"),
+    ({"model": "etc", "join_documents": True}, "cpc_length 64 must not be"),
     ({"norm": "both"}, "the model cannot be built"),
     ({"method": "sinkhorn", "method_options": {"block": 8}}, "join_documents"),
   ],
@@ -176,6 +180,7 @@ def test_options_are_checked_before_training(tmp_path, changes, message):
     smoke.get_config(),
     quickstart.get_config(),
     quickstart.get_config("bigbird"),
+    quickstart.get_config("etc"),
     quickstart.get_config("sliding_window"),
     accelerator.get_config(),
     accelerator.get_config("longformer"),
@@ -183,7 +188,58 @@ def test_options_are_checked_before_training(tmp_path, changes, message):
 )
 def test_configurations_make_their_models(config):
   train.check(config)
-  model = train.make_model(config, 300)
-  tokens = jax.ShapeDtypeStruct((1, config.length), np.int32)
-  shape = jax.eval_shape(model.init, jax.random.key(0), tokens)
-  assert "params" in shape
+  forms.make(config, hiding.Hider(tokens_lib.Bytes())).check(1)
+
+
+def test_cpc_finds_the_hidden_lines():
+  """Lines that their neighbours tell: `a1`, `a2`, ... and `b1`, `b2`, ..."""
+  lines = [
+    "".join(f"{letter * 3}{i}\n" for i in range(4)) for letter in "abcdefgh"
+  ]
+  tokenizer = tokens_lib.Bytes()
+  docs = rows_lib.join(tokenizer, [x.encode() for x in lines])
+  rows = rows_lib.PackedRows(docs, 21, joined=True)
+  batch = next(hiding.HeldOut(rows, np.arange(8), 0).batches(8))
+  config = _config(
+    "",
+    model="etc",
+    join_documents=True,
+    length=21,
+    etc_lines=6,
+    etc_radius=4,
+    cpc_rate=0.3,
+    cpc_length=8,
+  )
+  hide = hiding.Hider(tokenizer)
+  form = forms.make(config, hide)
+  params = jax.jit(form.init)(jax.random.key(0))["params"]
+  optimizer = optax.adam(0.01)
+
+  @jax.jit
+  def step(params, state, key):
+    hide_key, line_key = jax.random.split(key)
+    hidden = hide(jax.random.split(hide_key, 8), batch)
+
+    def loss(params):
+      mlm, _, cpc = form.parts(params, batch, hidden, line_key, None)
+      return mlm + cpc, (mlm, cpc)
+
+    grads, parts = jax.grad(loss, has_aux=True)(params)
+    updates, state = optimizer.update(grads, state)
+    return optax.apply_updates(params, updates), state, parts
+
+  state, seen = optimizer.init(params), []
+  for key in jax.random.split(jax.random.key(2), 120):
+    params, state, parts = step(params, state, key)
+    seen.append(jax.device_get(parts))
+  first, last = np.mean(seen[:10], axis=0), np.mean(seen[-10:], axis=0)
+  assert (last < 0.7 * first).all(), (first, last)
+
+
+@pytest.mark.slow
+def test_etc_runs_to_its_report(tmp_path):
+  folder = tiny.write_corpus(tmp_path / "texts")
+  form = {"model": "etc", "join_documents": True, "etc_radius": 4}
+  config = _config(folder, etc_lines=4, cpc_length=8, **form)
+  found = train.run(config, tmp_path / "work")
+  assert np.isfinite(found["scores"]["test"]["bits_per_character"])

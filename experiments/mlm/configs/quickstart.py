@@ -27,9 +27,12 @@ def get_config(method: str = "dense") -> train.Config:
     held_out_bytes=200_000,
     length=128,
     eval_rows=128,
-    method=method,
+    method="dense" if method == "etc" else method,
     method_options=_OPTIONS.get(method, {}),
     positions="rotary",
+    model="etc" if method == "etc" else "encoder",
+    join_documents=method == "etc",  # It cannot keep them apart.
+    etc_radius=32,
     width=128,
     num_layers=4,
     num_heads=4,
