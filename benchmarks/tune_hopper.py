@@ -11,6 +11,7 @@ segment. The best ones are written into `CONFIGS` and `steps` by hand.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -88,24 +89,36 @@ def main(argv: list[str]) -> None:
         flush=True,
       )
 
-    out, lse = jax.jit(functools.partial(block_sparse_gpu.forward, problem))(
-      query, key, value, {}
-    )
-    delta = jnp.sum(out.astype(jnp.float32) * dout, -1).swapaxes(1, 2)
-    given = (query, key, value, {})
-    for option in _FORWARD:
-      report("forward", option, 2, block_sparse_gpu.forward, *given)
-    inputs = block_sparse_gpu_backward.Inputs(
-      query, key, value, {}, dout, lse, delta
-    )
-    back = (inputs,)
-    for option in _QUERY:
-      call = block_sparse_gpu_backward.query_gradient
-      report("queries", option, 3, call, *back)
-    for option in _KEY:
-      call = block_sparse_gpu_backward.key_gradients
-      report("keys", option, 4, call, *back)
+    _block_sparse(report, problem, query, key, value, dout)
   _linear(query, key, value)
+
+
+def _block_sparse(
+  report: Callable[..., None],
+  problem: block_sparse_gpu.Problem,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  dout: jax.Array,
+) -> None:
+  """Reports every candidate of the three kernels."""
+  out, lse = jax.jit(functools.partial(block_sparse_gpu.forward, problem))(
+    query, key, value, {}
+  )
+  delta = jnp.sum(out.astype(jnp.float32) * dout, -1).swapaxes(1, 2)
+  given = (query, key, value, {})
+  for option in _FORWARD:
+    report("forward", option, 2, block_sparse_gpu.forward, *given)
+  inputs = block_sparse_gpu_backward.Inputs(
+    query, key, value, {}, dout, lse, delta
+  )
+  back = (inputs,)
+  for option in _QUERY:
+    call = block_sparse_gpu_backward.query_gradient
+    report("queries", option, 3, call, *back)
+  for option in _KEY:
+    call = block_sparse_gpu_backward.key_gradients
+    report("keys", option, 4, call, *back)
 
 
 def _linear(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
