@@ -70,15 +70,22 @@ def _quickstart() -> int:
     codes = [
       _python(
         "-m",
-        f"experiments.{name}.main",
-        f"--config=experiments/{name}/configs/smoke.py",
+        f"{name}.main",
+        f"--config={name.replace('.', '/')}/configs/smoke.py",
         f"--workdir={folder}/{name}",
       )
-      for name in ("images", "lm", "synthetic")
+      for name in _EXPERIMENTS
     ]
   return max(codes)
 
 
+# Those whose smallest setting downloads nothing.
+_EXPERIMENTS = (
+  "experiments.images",
+  "experiments.lm",
+  "experiments.mlm",
+  "experiments.synthetic",
+)
 _STAGES: dict[str, Stage] = {
   "lint": _tool("ruff", "check", "."),
   "format": _tool("ruff", "format", "--check", "."),
@@ -101,6 +108,7 @@ _STAGES: dict[str, Stage] = {
     "--ignore-glob=*/main.py",
     "jaxattn",
     "experiments",
+    "genomics",
   ),
   "wheel": _wheel,
 }

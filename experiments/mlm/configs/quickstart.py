@@ -36,7 +36,7 @@ def get_config(method: str = "dense") -> train.Config:
     width=128,
     num_layers=4,
     num_heads=4,
-    steps=1300,
+    steps=600 if method == "etc" else 1300,
     batch_size=8,
     learning_rate=2e-3,
     warmup_steps=100,
