@@ -229,11 +229,11 @@ def test_cpc_finds_the_hidden_lines():
     return optax.apply_updates(params, updates), state, parts
 
   state, seen = optimizer.init(params), []
-  for key in jax.random.split(jax.random.key(2), 120):
+  for key in jax.random.split(jax.random.key(2), 300):
     params, state, parts = step(params, state, key)
     seen.append(jax.device_get(parts))
   first, last = np.mean(seen[:10], axis=0), np.mean(seen[-10:], axis=0)
-  assert (last < 0.7 * first).all(), (first, last)
+  assert (last < 0.5 * first).all(), (first, last)
 
 
 @pytest.mark.slow
