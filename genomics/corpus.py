@@ -1,9 +1,13 @@
 """Corpora: documents of genomes, windows, and what masked models guess."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import files
@@ -148,13 +152,11 @@ class Masking:
       )
 
 
-def hidden_bases(
-  rng: np.random.Generator, length: int, masking: Masking
-) -> np.ndarray:
+def hidden_bases(key: jax.Array, length: int, masking: Masking) -> jax.Array:
   """Draws which bases are hidden.
 
   Args:
-    rng: to draw from.
+    key: to draw from.
     length: bases.
     masking: rate and span.
 
@@ -162,63 +164,100 @@ def hidden_bases(
     `[length]` bool.
 
   Example:
-    >>> rng = np.random.default_rng(0)
-    >>> round(hidden_bases(rng, 99999, Masking()).mean(), 2).item()
-    0.15
+    >>> found = hidden_bases(jax.random.key(0), 9999, Masking())
+    >>> 0.13 < found.mean().item() < 0.17
+    True
 
   Source: as of `Masking`.
   """
+  first, second = jax.random.split(key)
   if masking.span == 1:
-    return rng.random(length) < masking.rate
+    return jax.random.bernoulli(first, masking.rate, (length,))
   # Runs overlap: this many starts leave a share 1 - rate of bases uncovered.
-  starts = rng.random(length) < -np.log1p(-masking.rate) / masking.span
-  steps = np.zeros(length + 1, np.int64)
-  for at in np.flatnonzero(starts):
-    steps[at] += 1
-    steps[min(at + rng.geometric(1 / masking.span), length)] -= 1
-  return np.cumsum(steps[:-1]) > 0
+  chance = -math.log1p(-masking.rate) / masking.span
+  starts = jax.random.bernoulli(first, min(chance, 1.0), (length,))
+  sizes = jax.random.geometric(second, 1 / masking.span, (length,))
+  at = jnp.arange(length)
+  return covered(at, at + sizes, starts, length)
+
+
+def covered(
+  starts: jax.Array, ends: jax.Array, chosen: jax.Array, length: int
+) -> jax.Array:
+  """Which of `length` places lie in chosen runs; as `tokenizers.covered`."""
+  count = chosen.astype(jnp.int32)
+  steps = jnp.zeros(length + 1, jnp.int32).at[starts].add(count)
+  steps = steps.at[jnp.minimum(ends, length)].add(-count)
+  return jnp.cumsum(steps[:-1]) > 0
+
+
+class Hidden(NamedTuple):
+  """A row with hidden tokens.
+
+  Attributes:
+    shown: `[m]` ids to show.
+    guess: `[m]` bool, tokens to guess.
+    replaced: `[m]` bool, those of them that [MASK] stands for.
+    bases: how many bases the tokens to guess spell, each counted once.
+  """
+
+  shown: jax.Array
+  guess: jax.Array
+  replaced: jax.Array
+  bases: jax.Array
 
 
 def mask_tokens(
-  rng: np.random.Generator,
-  tokens: tokenizers.Tokens,
+  key: jax.Array,
+  ids: jax.Array,
+  starts: jax.Array,
+  ends: jax.Array,
+  known: jax.Array,
+  *,
   vocab_size: int,
+  length: int,
   masking: Masking,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Hides tokens; unknown ones are never scored.
+) -> Hidden:
+  """Hides tokens of a row; unknown ones are never to be guessed.
 
   Args:
-    rng: to draw from.
-    tokens: of a sequence.
+    key: to draw from.
+    ids: `[m]`, as of `tokenizers.Tokens`, special tokens being unknown ones
+      that spell nothing.
+    starts: `[m]`.
+    ends: `[m]`.
+    known: `[m]` bool.
     vocab_size: to draw tokens from that stand for others.
+    length: bases, at least.
     masking: the law.
 
   Returns:
-    `[m]` ids to show; `[m]` bool, tokens to guess; `[m]` bool, those of them
-    that [MASK] stands for.
+    The row with hidden tokens.
 
   Example:
-    >>> rng = np.random.default_rng(0)
-    >>> tokens = tokenizers.NucleotideTokenizer().encode(np.zeros(99, np.uint8))
-    >>> shown, guess, _ = mask_tokens(rng, tokens, 9, Masking(keep=0, swap=0))
-    >>> set(shown[guess].tolist()), set(shown[~guess].tolist())
-    ({3}, {5})
+    >>> at, ids = jnp.arange(99), jnp.full(99, 5)
+    >>> found = mask_tokens(
+    ...     jax.random.key(0), ids, at, at + 1, ids > 0, vocab_size=9,
+    ...     length=99, masking=Masking(keep=0, swap=0))
+    >>> set(found.shown[found.guess].tolist())
+    {3}
 
   Source: as of `Masking`.
   """
-  length = int(tokens.ends.max(initial=0))
-  bases = hidden_bases(rng, length, masking)
-  before = np.append(0, np.cumsum(bases))
-  touched = before[tokens.ends] > before[tokens.starts]
-  guess = touched & tokens.known
-  draw = rng.random(len(guess))
+  keys = jax.random.split(key, 3)
+  bases = hidden_bases(keys[0], length, masking).astype(jnp.int32)
+  before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(bases)])
+  guess = (before[ends] > before[starts]) & known
+  draw = jax.random.uniform(keys[1], guess.shape)
   swapped = guess & (draw < masking.swap)
   kept = guess & ~swapped & (draw < masking.swap + masking.keep)
   replaced = guess & ~swapped & ~kept
-  other = rng.integers(tokenizers.NUM_SPECIAL, vocab_size, len(guess))
-  shown = np.where(replaced, tokenizers.MASK, tokens.ids)
-  shown = np.where(swapped, other, shown)
-  return shown.astype(np.int32), guess, replaced
+  other = jax.random.randint(
+    keys[2], guess.shape, tokenizers.NUM_SPECIAL, vocab_size, ids.dtype
+  )
+  shown = jnp.where(replaced, tokenizers.MASK, jnp.where(swapped, other, ids))
+  spelled = jnp.sum(covered(starts, ends, guess, length))
+  return Hidden(shown.astype(ids.dtype), guess, replaced, spelled)
 
 
 def bits_per_base(

@@ -86,3 +86,44 @@ class KmerLogistic:
     return self._model.predict_proba(
       self._scale.transform(self._features(rows))
     )
+
+
+class KmerRidge:
+  """Ridge regression of many outputs upon standardized counts of k-mers.
+
+  Args:
+    k: bases in a word.
+    penalty: of the squared weights.
+
+  Example:
+    >>> rows = [alphabet.encode(x) for x in ("AAAA", "AAAC", "GGGG", "GGGT")]
+    >>> labels = np.array([[0], [0], [1], [1]])
+    >>> KmerRidge(1, penalty=0.1).fit(rows, labels).scores(rows)[:, 0].argmin()
+    np.int64(0)
+
+  Source: scikit-learn, https://jmlr.org/papers/v12/pedregosa11a.html.
+  """
+
+  def __init__(self, k: int = 4, *, penalty: float = 1000.0):
+    linear = genome_lib.need("sklearn.linear_model", "scikit-learn")
+    scale = genome_lib.need("sklearn.preprocessing", "scikit-learn")
+    self.k = k
+    self._scale = scale.StandardScaler()
+    self._model = linear.Ridge(alpha=penalty)
+
+  @property
+  def name(self) -> str:
+    """For reports."""
+    return f"{self.k}-mer ridge regression"
+
+  def fit(self, rows: Any, labels: np.ndarray) -> "KmerRidge":
+    """Learns `[n, outputs]`; returns itself."""
+    words = frequencies(rows, self.k, both_strands=True)
+    self._model.fit(self._scale.fit_transform(words), labels)
+    return self
+
+  def scores(self, rows: Any) -> np.ndarray:
+    """`[n, outputs]`, higher for yes."""
+    words = frequencies(rows, self.k, both_strands=True)
+    found = self._model.predict(self._scale.transform(words))
+    return found.reshape(len(words), -1)

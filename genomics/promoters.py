@@ -395,6 +395,7 @@ def examples(
   upstream: int,
   downstream: int,
   negatives: str = "permute_pieces",
+  distance: int = 1000,
   seed: int = 0,
 ) -> dict[str, Examples]:
   """Promoters of each part, each with a negative made inside that part.
@@ -409,6 +410,7 @@ def examples(
     upstream: as of `promoter_windows`.
     downstream: the same.
     negatives: one of `NEGATIVES`.
+    distance: as of `genomic_windows`.
     seed: of the negatives.
 
   Returns:
@@ -443,6 +445,7 @@ def examples(
         rng,
         upstream=upstream,
         downstream=downstream,
+        distance=distance,
         shares=[gc_share(x) for x in positive] if matched else (),
       )
       places += away

@@ -1,7 +1,10 @@
 """Tokenizers, corpora, and bits that compare."""
 
+import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -95,34 +98,46 @@ def test_a_uniform_model_has_two_bits_a_base():
     assert corpus.bits_per_base(bits, found, np.ones_like(bits, bool)) == 2.0
 
 
+def _hide(tokenizer, codes, masking, seed=3):
+  tokens = tokenizer.encode(codes)
+  parts = (tokens.ids, tokens.starts, tokens.ends, tokens.known)
+  hide = functools.partial(
+    corpus.mask_tokens,
+    vocab_size=tokenizer.vocab_size,
+    length=len(codes),
+    masking=masking,
+  )
+  rows = (jnp.asarray(x, bool if x.dtype == bool else jnp.int32) for x in parts)
+  return tokens, jax.jit(hide)(jax.random.key(seed), *rows)
+
+
 def test_masks_are_of_bases_first(pieces):
   """Every hidden base's tokens are guessed, and no unknown one is."""
   masking = corpus.Masking(rate=0.1, span=4, keep=0, swap=0)
-  codes = np.concatenate([_random(500), np.full(20, 4, np.uint8)])
+  codes = np.concatenate([_random(300), np.full(20, 4, np.uint8)])
+  first = jax.random.split(jax.random.key(3), 3)[0]
+  bases = np.asarray(corpus.hidden_bases(first, len(codes), masking))
   for tokenizer in _all(pieces):
-    tokens = tokenizer.encode(codes)
-    bases = corpus.hidden_bases(np.random.default_rng(3), len(codes), masking)
-    shown, guess, masked = corpus.mask_tokens(
-      np.random.default_rng(3), tokens, tokenizer.vocab_size, masking
-    )
+    tokens, found = _hide(tokenizer, codes, masking)
+    shown, guess = np.asarray(found.shown), np.asarray(found.guess)
     for i in range(len(guess)):
       touched = bases[tokens.starts[i] : tokens.ends[i]].any()
       assert guess[i] == (touched and tokens.known[i])
-    assert np.array_equal(guess, masked)
+    assert np.array_equal(guess, found.replaced)
     assert np.all((shown == tokenizers.MASK) == guess)
     assert np.array_equal(shown[~guess], tokens.ids[~guess])
+    assert found.bases == tokenizers.covered(tokens, guess).sum()
 
 
 @pytest.mark.parametrize("span", [1.0, 6.0])
 def test_rate_and_shares_of_masks(span):
   masking = corpus.Masking(rate=0.15, span=span)
-  tokens = tokenizers.NucleotideTokenizer().encode(_random(200_000))
-  shown, guess, masked = corpus.mask_tokens(
-    np.random.default_rng(0), tokens, 9, masking
-  )
+  tokenizer = tokenizers.NucleotideTokenizer()
+  tokens, found = _hide(tokenizer, _random(200_000), masking)
+  shown, guess = np.asarray(found.shown), np.asarray(found.guess)
   # Four standard errors of 200,000 / span draws.
   assert abs(guess.mean() - 0.15) < 4 * math.sqrt(0.13 * span / 2e5)
-  assert abs(masked.sum() / guess.sum() - 0.8) < 0.02
+  assert abs(found.replaced.sum() / guess.sum() - 0.8) < 0.02
   kept = np.mean(shown[guess] == tokens.ids[guess])
   assert abs(kept - 0.125) < 0.02  # 10 %, and a quarter of 10 % by chance.
   if span == 6:

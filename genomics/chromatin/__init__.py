@@ -1,0 +1,1 @@
+"""Chromatin profiles of sequences."""

@@ -1,0 +1,36 @@
+r"""Made-up profiles, six motifs on either strand: minutes on 2 CPU cores.
+
+Command:
+  python -m genomics.chromatin.main
+
+Hardware: 2 cores.
+"""
+
+from genomics.chromatin import train
+
+_OPTIONS = {"sliding_window": {"window": 32, "right": 31}}
+
+
+def get_config(method: str = "dense") -> train.Config:
+  """The configuration, with the attention method that `method` names."""
+  return train.Config(
+    data="synthetic",
+    tokenizer="overlapping_kmer:4",
+    length=199,
+    both_strands=True,
+    positive_weight=8.0,
+    least_positives=10,
+    method=method,
+    method_options=_OPTIONS.get(method, {}),
+    positions="rotary",
+    width=64,
+    num_layers=2,
+    num_heads=4,
+    steps=800,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup_steps=50,
+    log_every=25,
+    eval_every=200,
+    checkpoint_every=100,
+  )

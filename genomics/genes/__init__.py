@@ -1,0 +1,1 @@
+"""Genes, base by base."""

@@ -1,0 +1,35 @@
+r"""Bases of the fly's arm 2R from their neighbours: minutes on 2 CPU cores.
+
+Command:
+  python -m genomics.fetch fly_chr2R
+  python -m genomics.pretrain.main
+
+Hardware: 2 cores.
+"""
+
+from genomics.pretrain import train
+
+_OPTIONS = {"sliding_window": {"window": 32, "right": 31}}
+
+
+def get_config(method: str = "sliding_window") -> train.Config:
+  """The configuration, with the attention method that `method` names."""
+  return train.Config(
+    method=method,
+    method_options=_OPTIONS.get(method, {}),
+    bases=254,
+    length=256,
+    positions="rotary",
+    width=128,
+    num_layers=4,
+    num_heads=4,
+    eval_windows=400,
+    steps=700,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup_steps=50,
+    beta2=0.98,
+    log_every=25,
+    eval_every=350,
+    checkpoint_every=100,
+  )

@@ -1,0 +1,1 @@
+"""Promoters against what is set against them."""

@@ -1,0 +1,1 @@
+"""Species of stretches of DNA."""
