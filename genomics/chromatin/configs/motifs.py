@@ -26,11 +26,11 @@ def get_config(method: str = "dense") -> train.Config:
     width=64,
     num_layers=2,
     num_heads=4,
-    steps=800,
+    steps=400,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=50,
     log_every=25,
-    eval_every=200,
+    eval_every=100,
     checkpoint_every=100,
   )

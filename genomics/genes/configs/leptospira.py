@@ -12,23 +12,23 @@ from genomics.genes import train
 _OPTIONS = {"sliding_window": {"window": 64, "right": 63}}
 
 
-def get_config(method: str = "sliding_window") -> train.Config:
+def get_config(method: str = "dense") -> train.Config:
   """The configuration, with the attention method that `method` names."""
   return train.Config(
-    bases=510,
-    length=512,
+    bases=254,
+    length=256,
     both_strands=True,
     method=method,
     method_options=_OPTIONS.get(method, {}),
     positions="rotary",
-    width=96,
-    num_layers=4,
+    width=64,
+    num_layers=3,
     num_heads=4,
-    steps=500,
+    steps=600,
     batch_size=16,
     learning_rate=2e-3,
     warmup_steps=50,
     log_every=25,
-    eval_every=250,
+    eval_every=300,
     checkpoint_every=100,
   )

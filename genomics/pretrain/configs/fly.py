@@ -12,24 +12,24 @@ from genomics.pretrain import train
 _OPTIONS = {"sliding_window": {"window": 32, "right": 31}}
 
 
-def get_config(method: str = "sliding_window") -> train.Config:
+def get_config(method: str = "dense") -> train.Config:
   """The configuration, with the attention method that `method` names."""
   return train.Config(
     method=method,
     method_options=_OPTIONS.get(method, {}),
-    bases=254,
-    length=256,
+    bases=126,
+    length=128,
     positions="rotary",
-    width=128,
-    num_layers=4,
+    width=96,
+    num_layers=3,
     num_heads=4,
-    eval_windows=400,
-    steps=700,
+    eval_windows=800,
+    steps=800,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=50,
     beta2=0.98,
     log_every=25,
-    eval_every=350,
+    eval_every=400,
     checkpoint_every=100,
   )
