@@ -1,6 +1,6 @@
 r"""Trains pieces of DNA by byte-pair encoding, on both strands of a genome.
 
-  python -m genomics.tokens.main --genome=chr2R.fa --vocab_size=4096 \
+  python -m genomics.tokens.main --genome=fly_chr2R --vocab_size=4096 \
     --output=fly4096.model
 
 What it writes is a model for `genomics.tokenizers.make`.
@@ -14,9 +14,10 @@ from absl import flags
 from experiments.common import files
 from genomics import genome as genome_lib
 from genomics import intervals
+from genomics import places
 from genomics import tokenizers
 
-_GENOME = flags.DEFINE_string("genome", None, "FASTA, 2bit, or mapped folder.")
+_GENOME = flags.DEFINE_string("genome", None, "See genomics/places.py.")
 _CHROMS = flags.DEFINE_list("chroms", [], "Sequences to learn from; all.")
 _VOCAB = flags.DEFINE_integer("vocab_size", 4096, "Pieces, specials included.")
 _BASES = flags.DEFINE_integer("bases", 5_000_000, "To learn from; 0: all.")
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
   """Trains, writes the model, and says how far it compresses."""
   del argv
   try:
-    genome = genome_lib.load(str(_GENOME.value))
+    genome = places.genome(str(_GENOME.value))
     names = intervals.Names(genome.lengths)
     chroms = [names(x) for x in _CHROMS.value] or list(genome.lengths)
     rows = tokenizers.sentences(genome, chroms, bases=_BASES.value)

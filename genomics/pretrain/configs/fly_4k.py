@@ -1,7 +1,7 @@
 r"""BigBird's form of pre-training on the fly's arm 2R: 4,096 tokens.
 
 Pieces first:
-  python -m genomics.tokens.main --genome=chr2R.fa --output=fly4096.model
+  python -m genomics.tokens.main --genome=fly_chr2R --output=fly4096.model
 and --config.tokenizer=fly4096.model --config.bases=20000; without, a base each.
 
 Command:
