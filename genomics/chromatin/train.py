@@ -84,8 +84,9 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   )
   mesh = sharding.make_mesh(config.mesh)
   sizes = {part: len(x) for part, x in data.parts.items()}
+  held = {part: results.digest(x) for part, x in data.parts.items()}
   same, done = results.claim(
-    config, workdir, {"tokenizer": tokenizer.name, "sizes": sizes}
+    config, workdir, {"tokenizer": tokenizer.name, "rows": held}
   )
   if done is not None:
     return done

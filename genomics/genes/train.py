@@ -181,9 +181,8 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   )
   mesh = sharding.make_mesh(config.mesh)
   parts = load(config)
-  same, done = results.claim(
-    config, workdir, {"sizes": {k: len(v.arrays) for k, v in parts.items()}}
-  )
+  held = {part: results.digest(x.arrays) for part, x in parts.items()}
+  same, done = results.claim(config, workdir, {"rows": held})
   if done is not None:
     return done
   rows = {

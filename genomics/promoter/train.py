@@ -94,9 +94,9 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   model = classify.make_model(config, tokenizer.vocab_size, 2, "classes")
   mesh = sharding.make_mesh(config.mesh)
   parts = load(config)
-  sizes = {part: len(x.labels) for part, x in parts.items()}
+  held = {part: results.digest(x.codes) for part, x in parts.items()}
   same, done = results.claim(
-    config, workdir, {"tokenizer": tokenizer.name, "sizes": sizes}
+    config, workdir, {"tokenizer": tokenizer.name, "codes": held}
   )
   if done is not None:
     return done

@@ -148,8 +148,9 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     config, tokenizer.vocab_size, len(kinds), "classes"
   )
   mesh = sharding.make_mesh(config.mesh)
+  held = {part: results.digest(x) for part, x in parts.items()}
   same, done = results.claim(
-    config, workdir, {"tokenizer": tokenizer.name, "species": list(kinds)}
+    config, workdir, {"tokenizer": tokenizer.name, "codes": held}
   )
   if done is not None:
     return done

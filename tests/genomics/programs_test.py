@@ -12,12 +12,14 @@ import pytest
 from experiments.common import files
 from genomics import alphabet
 from genomics import classify
+from genomics import deepsea
 from genomics import embed
 from genomics import genome as genome_lib
 from genomics import intervals
 from genomics import places
 from genomics import promoters
 from genomics import tokenizers
+from genomics.chromatin import sources
 from genomics.genes import labels as labels_lib
 from genomics.pretrain import rows as pretrain_rows
 from tests.genomics import tiny
@@ -123,6 +125,7 @@ def test_configurations_and_programs_exist(name):
     loaded = importlib.import_module(f"genomics.{name}.configs.{path.stem}")
     config = loaded.get_config()
     assert isinstance(config, tiny.module(name).Config)
+    _make(name, config)
     assert "Command:" in loaded.__doc__
   assert f"genomics.{name}.main" in (folder / "main.py").read_text()
 
@@ -252,6 +255,41 @@ def test_regions_of_configurations():
     places.regions("chr1:21-30", genome)
   with pytest.raises(files.UserError, match="no region"):
     places.regions(" ", genome)
+
+
+def test_deepsea_files_become_rows(tmp_path):
+  """As they are, and with more of the genome around their bins."""
+  io = pytest.importorskip("scipy.io")
+  genome = genome_lib.InMemory(
+    {"chr1": places.genome("synthetic").letters("chr1", 0, 9000).decode()}
+  )
+  bins = [intervals.Interval("chr1", i, i + 200) for i in (1000, 4000)]
+  for split in ("train", "valid", "test"):
+    windows = [deepsea.context(x.start, 1000, chrom="chr1") for x in bins]
+    half = np.stack([genome_lib.read(genome, x).codes for x in windows])
+    codes = np.concatenate([half, alphabet.reverse_complement(half)])
+    x = alphabet.one_hot(codes, order="AGCT").astype(np.uint8)
+    labels = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.uint8), (2, 1))
+    named = {f"{split}xdata": x.transpose(0, 2, 1), f"{split}data": labels}
+    io.savemat(tmp_path / f"{split}.mat", named)
+    lines = [f"chr1\t{x.start}\t{x.end}" for x in bins]
+    (tmp_path / f"{split}.bed").write_text("\n".join(lines))
+  found = sources.load(tiny.config("chromatin", data=str(tmp_path)))
+  assert found.outputs == 3 and list(found.groups) == ["all"]
+  codes, label = found.parts["valid"][1]
+  assert np.array_equal(codes, half[1]) and label.tolist() == [0, 1, 0]
+  fasta = tmp_path / "mapped"
+  genome_lib.build(genome, fasta)
+  form = {"data": str(tmp_path), "bins": str(tmp_path), "genome": str(fasta)}
+  form |= {"bases": 1600, "assembly": "made-up"}
+  longer = sources.load(tiny.config("chromatin", **form)).parts["test"]
+  codes, label = longer[0]
+  assert len(codes) == 1600 and np.array_equal(codes[300:1300], half[0])
+  with pytest.raises(files.UserError, match="name the assembly"):
+    sources.load(tiny.config("chromatin", **form | {"assembly": ""}))
+  (tmp_path / "train.bed").write_text("chr1\t1010\t1210\nchr1\t4000\t4200\n")
+  with pytest.raises(files.UserError, match="differs from the row"):
+    sources.load(tiny.config("chromatin", **form))
 
 
 def test_embeddings_of_an_encoder(tmp_path):
