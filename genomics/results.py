@@ -46,7 +46,7 @@ def claim(
   return same, done
 
 
-def digest(rows: Sequence[Any]) -> str:
+def digest(rows: Any) -> str:
   """Identifies arrays, or tuples of them, by what they hold.
 
   Args:

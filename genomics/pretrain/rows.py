@@ -19,7 +19,7 @@ class Rows:
 
   Args:
     genome: to read.
-    windows: of one length.
+    windows: of one length, on the + strand, inside the genome.
     tokenizer: of the rows.
     length: tokens in a row; tokens beyond are left out.
     both_strands: whether the reverse complements are rows too.
@@ -57,9 +57,12 @@ class Rows:
 
   def __getitem__(self, index: int) -> rows_lib.Batch:
     at = int(index) % len(self._windows)
-    codes = genome_lib.read(self._genome, self._windows[at]).codes
+    place = self._windows[at]
+    codes = genome_lib.codes(self._genome, place.chrom, place.start, place.end)
+    letters = self._genome.letters(place.chrom, place.start, place.end)
+    soft = alphabet.soft_masked(letters)
     if int(index) >= len(self._windows):
-      codes = alphabet.reverse_complement(codes)
+      codes, soft = alphabet.reverse_complement(codes), soft[::-1]
     found = self._tokenizer.encode(codes)
     kept = slice(0, self._length - 2)
     ids = np.concatenate([[tokenizers.CLS], found.ids[kept], [tokenizers.SEP]])
@@ -70,6 +73,8 @@ class Rows:
       row[name] = np.zeros(self._length, np.int32)
       row[name][1 : 1 + len(values)] = values
     row["known"] = row["known"].astype(bool)
+    before = np.append(0, np.cumsum(soft))  # Lower case marks repeats.
+    row["repeat"] = before[row["ends"]] > before[row["starts"]]
     row["index"] = np.array(at, np.int32)
     return row
 

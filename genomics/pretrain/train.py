@@ -47,6 +47,7 @@ class Config(encoders.EncoderConfig):
   both_strands: bool = True  # Learn from both.
   rate: float = 0.15  # Share of the bases that is hidden.
   span: float = 1.0  # Mean bases of a hidden run.
+  repeat_weight: float = 1.0  # Of tokens in lower case, repeats, in the loss.
   eval_windows: int = 0  # Of valid and of test, at most; 0: all.
   floor_bases: int = 20_000_000  # That floors count in, at most.
 
@@ -64,6 +65,11 @@ def check(config: Config) -> corpus.Masking:
       raise files.UserError(
         f"--config.{name} must be positive, got {getattr(config, name)}."
       )
+  if config.repeat_weight < 0:
+    raise files.UserError(
+      "--config.repeat_weight must not be negative, got "
+      f"{config.repeat_weight}."
+    )
   try:
     return corpus.Masking(rate=config.rate, span=config.span)
   except ValueError as error:
@@ -144,14 +150,17 @@ def sums_of(
   if config.objective == "masked":
     hidden = jax.vmap(hide)(keys, batch)
     inputs, targets, chosen = hidden.shown, batch["ids"], hidden.guess
-    bases = jnp.sum(hidden.bases)
+    spelled, repeat = chosen, batch["repeat"]
   else:
     inputs, chosen = batch["ids"], jnp.roll(batch["known"], -1, axis=1)
     targets = jnp.roll(batch["ids"], -1, axis=1)
-    cover = jax.vmap(
-      lambda a, b, c: jnp.sum(corpus.covered(a, b, c, config.bases))
-    )
-    bases = jnp.sum(cover(batch["starts"], batch["ends"], batch["known"]))
+    spelled, repeat = batch["known"], jnp.roll(batch["repeat"], -1, axis=1)
+
+  def bases(chosen: jax.Array) -> jax.Array:
+    cover = jax.vmap(lambda a, b, c: corpus.covered(a, b, c, config.bases))
+    found = cover(batch["starts"], batch["ends"], chosen)
+    return jnp.sum(found).astype(jnp.float32)
+
   logits, new = model.apply(
     {"params": params, **carried},
     inputs,
@@ -161,12 +170,18 @@ def sums_of(
     mutable=list(carried),
   )
   nats = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
+  nats = jnp.where(chosen, nats, 0.0)
   right = (jnp.argmax(logits, -1) == targets) & chosen
+  weights = jnp.where(repeat, config.repeat_weight, 1.0) * chosen
   sums = {
-    "nats": jnp.sum(jnp.where(chosen, nats, 0.0)),
+    "weighted": jnp.sum(nats * weights),
+    "weights": jnp.sum(weights),
+    "nats": jnp.sum(nats),
     "tokens": jnp.sum(chosen).astype(jnp.float32),
     "right": jnp.sum(right).astype(jnp.float32),
-    "bases": bases.astype(jnp.float32),
+    "bases": bases(spelled),
+    "repeat_nats": jnp.sum(nats * repeat),
+    "repeat_bases": bases(spelled & batch["repeat"]),
   }
   return sums, dict(new)
 
@@ -205,8 +220,15 @@ def evaluator(
   ) -> dict[str, float]:
     batches = rows.batches(config.batch_size // config.accumulate)
     found = totals(params, carried, batches)
-    bits = found["nats"] / math.log(2)
-    return {
+    bits, inside = found["nats"] / math.log(2), found["repeat_bases"]
+    repeat = found["repeat_nats"] / math.log(2)
+    parts = {
+      "bits_per_base_in_repeats": float(repeat / max(inside, 1)),
+      "bits_per_base_elsewhere": float(
+        (bits - repeat) / max(found["bases"] - inside, 1)
+      ),
+    }
+    return (parts if inside else {}) | {
       "bits_per_base": float(bits / max(found["bases"], 1)),
       "accuracy": float(found["right"] / max(found["tokens"], 1)),
       "bases_per_token": float(found["bases"] / max(found["tokens"], 1)),
@@ -367,7 +389,7 @@ def _task(
     found, new = sums_of(
       config, model, masking, params, carried, batch, keys, rng
     )
-    return found["nats"], found["tokens"], new
+    return found["weighted"], found["weights"], new
 
   example = jnp.zeros((1, min(config.length, 8)), jnp.int32)
   return transformers.make_task(

@@ -91,7 +91,9 @@ def test_a_causal_run(tmp_path):
 def test_scores_of_a_uniform_model(objective, name, size):
   """log2(vocabulary) a token, over the bases that the tokens spell."""
   train = tiny.module("pretrain")
-  config = tiny.config("pretrain", objective=objective, length=66)
+  config = tiny.config(
+    "pretrain", objective=objective, length=66, repeat_weight=0.5
+  )
   tokenizer = tokenizers.make(name)
   model = train.make_model(config, tokenizer.vocab_size)
   tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -99,7 +101,9 @@ def test_scores_of_a_uniform_model(objective, name, size):
   shapes = classify.nn.unbox(shapes)["params"]
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
   window = [intervals.Interval("chr1", 0, 62)]
-  rows = pretrain_rows.Rows(places.genome("synthetic"), window, tokenizer, 66)
+  text = places.genome("synthetic").letters("chr1", 0, 62).decode()
+  genome = genome_lib.InMemory({"chr1": text[:40] + text[40:].lower()})
+  rows = pretrain_rows.Rows(genome, window, tokenizer, 66)
 
   @jax.jit
   def sums(batch):
@@ -109,11 +113,18 @@ def test_scores_of_a_uniform_model(objective, name, size):
       0
     ]
 
-  found = sums(next(rows.batches(2)))
+  found = jax.tree.map(float, sums(next(rows.batches(2))))
   bits = found["nats"] / np.log(2) / found["bases"]
   assert bits == pytest.approx(np.log2(tokenizer.vocab_size) / size)
   if objective == "causal":
     assert found["bases"] == 62
+  # Lower case marks repeats: the model is uniform there as well.
+  assert 0 < found["repeat_bases"] < found["bases"]
+  inside = found["repeat_nats"] / np.log(2) / found["repeat_bases"]
+  assert inside == pytest.approx(bits, rel=1e-5)
+  each = found["nats"] / found["tokens"]  # And each token has the same loss.
+  assert found["weighted"] / found["weights"] == pytest.approx(each, rel=1e-5)
+  assert found["tokens"] / 2 < found["weights"] < found["tokens"]
 
 
 @pytest.mark.parametrize("name", tiny.PROGRAMS)
