@@ -1,0 +1,1 @@
+"""Summaries of long articles by an encoder-decoder."""
