@@ -1,0 +1,1 @@
+"""Long documents and their classes, with any attention of encoders."""
