@@ -68,8 +68,17 @@ def need(module: str, package: str = "") -> Any:
     ) from error
 
 
-class _Opened:
-  """A file that is opened at the first read and does not travel."""
+class Opened:
+  """A file that is opened at the first read; its handle does not travel.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    UserError: if it is not there.
+
+  Source: none.
+  """
 
   def __init__(self, path: str | pathlib.Path):
     self.path = pathlib.Path(path)
@@ -109,7 +118,7 @@ class _Opened:
     return self._sizes
 
 
-class Fasta(_Opened):
+class Fasta(Opened):
   """A FASTA file, plain or compressed by bgzip; its index is made if need be.
 
   Args:
@@ -150,7 +159,7 @@ class Fasta(_Opened):
     return str(self.handle[chrom][start:end]).encode()
 
 
-class TwoBit(_Opened):
+class TwoBit(Opened):
   """A 2bit file.
 
   Args:
@@ -174,7 +183,7 @@ class TwoBit(_Opened):
     return self.handle.sequence(chrom, start, end).encode()
 
 
-class Mapped(_Opened):
+class Mapped(Opened):
   """A genome that `build` wrote: one byte a base, mapped into memory.
 
   Args:

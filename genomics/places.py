@@ -7,6 +7,7 @@ from genomics import annotation
 from genomics import data
 from genomics import genome as genome_lib
 from genomics import intervals
+from genomics import lifting
 from genomics import promoters
 from genomics import synthetic
 from genomics.sources import GENOMES
@@ -36,13 +37,16 @@ def genome(name: str) -> genome_lib.Genome:
   return data.mapped(name) if name in GENOMES else genome_lib.load(name)
 
 
-def starts(name: str, found: genome_lib.Genome) -> list[intervals.Interval]:
+def starts(
+  name: str, found: genome_lib.Genome, chain: str = ""
+) -> list[intervals.Interval]:
   """Where transcription starts, by the genome's names.
 
   Args:
     name: `synthetic`, `fly` (of the fetched fly_upstream), or the path of
       EPDnew's BED file (`*epd*.bed`) or of a BED file of single bases.
     found: the genome.
+    chain: path of a chain file, from the assembly of a BED file to the genome.
 
   Returns:
     Intervals of one base.
@@ -69,6 +73,9 @@ def starts(name: str, found: genome_lib.Genome) -> list[intervals.Interval]:
         f"{name}: wanted intervals of one base. EPDnew's own files, which have "
         "60, must have 'epd' in their name."
       )
+  if chain:
+    rows, lost = lifting.lift(rows, chain)
+    files.say(f"{lost} of {lost + len(rows)} starts have no place here")
   return intervals.Names(found.lengths).rename(rows, name)
 
 

@@ -28,6 +28,7 @@ class Config(classify.ClassifierConfig):
 
   genome: str = "fly_chr2R"  # See genomics/places.py.
   starts: str = "fly"
+  chain: str = ""  # From the assembly of the starts to the genome.
   upstream: int = 249  # Bases before the start.
   downstream: int = 51  # From it on.
   negatives: str = "genomic"  # See genomics/promoters.py.
@@ -51,7 +52,7 @@ def load(config: Config) -> dict[str, promoters.Examples]:
   }
   return promoters.examples(
     genome,
-    places.starts(config.starts, genome),
+    places.starts(config.starts, genome, config.chain),
     split,
     upstream=config.upstream,
     downstream=config.downstream,

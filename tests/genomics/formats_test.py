@@ -12,6 +12,9 @@ from genomics import alphabet
 from genomics import annotation
 from genomics import genome as genome_lib
 from genomics import intervals
+from genomics import lifting
+from genomics import places
+from genomics import tracks
 
 _TEXT = {
   "chr1": "ACGTNNNNNNacgtACGGTTCCAGTAAACCCTTTGGGACGT" * 40,
@@ -283,3 +286,47 @@ def test_runs_between_unknown_bases():
   genome = genome_lib.InMemory({"c": "NNACNGTNNNNA"})
   found = genome_lib.known_runs(genome, "c", gap=2)
   assert [(x.start, x.end) for x in found] == [(2, 7), (11, 12)]
+
+
+def test_tracks(tmp_path):
+  pybigtools = pytest.importorskip("pybigtools")
+  path = tmp_path / "a.bw"
+  rows = [("c", 10, 20, 1.5), ("c", 20, 30, 2.0)]
+  pybigtools.open(str(path), "w").write({"c": 100}, rows)
+  track = tracks.BigWig(path)
+  assert track.lengths == {"c": 100}
+  found = track.values(intervals.Interval("c", 18, 32))
+  assert found.tolist() == [1.5] * 2 + [2.0] * 10 + [0.0] * 2
+  turned = track.values(intervals.Interval("c", 18, 32, "-"))
+  assert turned.tolist() == found[::-1].tolist()
+  out = track.values(intervals.Interval("c", -2, 2), fill=-1)
+  assert out.tolist() == [-1] * 4
+  assert len(pickle.loads(pickle.dumps(track)).lengths) == 1
+  with pytest.raises(files.UserError, match="has no sequence 'd'"):
+    track.values(intervals.Interval("d", 0, 2))
+  path.write_bytes(b"nothing of the kind")
+  with pytest.raises(files.UserError, match="cannot read"):
+    _ = tracks.BigWig(path).lengths
+
+
+def test_lifting(tmp_path):
+  """Two blocks of one chain, ten bases apart there and none here."""
+  pytest.importorskip("liftover")
+  path = tmp_path / "a.chain"
+  path.write_text("chain 1000 old 100 + 0 60 new 200 + 5 75 1\n30 0 10\n30\n\n")
+  at = [intervals.Interval("old", i, i + 1, "-", f"g{i}") for i in (3, 40, 99)]
+  found, lost = lifting.lift(at, path)
+  assert [(x.chrom, x.start, x.name) for x in found] == [
+    ("new", 8, "g3"),
+    ("new", 55, "g40"),
+  ]
+  assert lost == 1 and found[0].strand == "-"
+  bed = tmp_path / "starts.bed"
+  bed.write_text("old\t3\t4\tg\t0\t+\nold\t99\t100\th\t0\t+\n")
+  genome = genome_lib.InMemory({"new": "A" * 200})
+  (start,) = places.starts(str(bed), genome, str(path))
+  assert (start.chrom, start.start) == ("new", 8)
+  with pytest.raises(files.UserError, match="no place for any"):
+    lifting.lift(at[2:], path)
+  with pytest.raises(files.UserError, match="more than one base"):
+    lifting.lift([intervals.Interval("old", 0, 2)], path)
