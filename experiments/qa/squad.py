@@ -26,17 +26,30 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A question; without answers, the document has none.
+  """A question; a span without answers says that the document has none.
 
   Attributes:
     id: of the file.
     text: the question.
     answers: in the document that the question belongs to.
+    kind: `span`, or `yes` or `no`, which no answer need spell out.
+    candidates: of which the answer is one, where the data say so.
+    facts: sentences of the document that lead to the answer.
   """
 
   id: str
   text: str
   answers: tuple[Answer, ...]
+  kind: str = "span"
+  candidates: tuple[str, ...] = ()
+  facts: tuple[Answer, ...] = ()
+
+  @property
+  def golds(self) -> tuple[str, ...]:
+    """The texts that are right; none if there is no answer."""
+    if self.kind != "span":
+      return (self.kind,)
+    return tuple(answer.text for answer in self.answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +166,22 @@ def _joined(group: Sequence[Document], separator: str) -> Document:
   questions, start = [], 0
   for paragraph in group:
     for question in paragraph.questions:
-      moved = (
-        Answer(a.start + start if a.start >= 0 else -1, a.text)
-        for a in question.answers
+      questions.append(
+        dataclasses.replace(
+          question,
+          answers=_moved(question.answers, start),
+          facts=_moved(question.facts, start),
+        )
       )
-      questions.append(dataclasses.replace(question, answers=tuple(moved)))
     start += len(paragraph.text) + len(separator)
   text = separator.join(p.text for p in group)
   return Document(group[0].title, text, tuple(questions))
+
+
+def _moved(answers: Sequence[Answer], by: int) -> tuple[Answer, ...]:
+  return tuple(
+    Answer(a.start + by if a.start >= 0 else -1, a.text) for a in answers
+  )
 
 
 def _question(path: str, item: Any, text: str, where: str) -> Question:

@@ -1,0 +1,1 @@
+"""One file per run; each defines `get_config(method)`."""

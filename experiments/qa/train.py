@@ -1,0 +1,221 @@
+"""Question answering: configuration, and a run from end to end."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.common import checkpoint
+from experiments.common import encoders
+from experiments.common import files
+from experiments.common import loop
+from experiments.common import report
+from experiments.common import sharding
+from experiments.common import tokens as tokens_lib
+from experiments.common import transformers
+from experiments.qa import corpora
+from experiments.qa import floors
+from experiments.qa import metrics
+from experiments.qa import reader
+from experiments.qa import rows as rows_lib
+from experiments.qa import summary
+
+
+@dataclasses.dataclass
+class Config(encoders.EncoderConfig):
+  """One run. Every field can be set as `--config.<name>=<value>`."""
+
+  # Questions.
+  corpus: str = "needle"  # See docs/question_answering.md.
+  train_path: str = ""  # Of corpora that are the user's files.
+  valid_path: str = ""
+  test_path: str = ""
+  evidence: str = ""  # Folder of the pages of triviaqa.
+  train_questions: int = 0  # To learn from, at most; 0: all.
+  eval_questions: int = 0  # To watch while training, at most; 0: all.
+  test_questions: int = 0  # For the result, at most; 0: all.
+  join_paragraphs: bool = True  # Of SQuAD, into whole articles.
+  needle_documents: int = 400  # To learn from.
+  needle_held_out: int = 50  # For valid, and for test.
+  needle_characters: int = 4800  # Of a document.
+  needle_names: int = 16  # Modules to ask for.
+  needles: int = 4  # In a document.
+  # Rows.
+  tokenizer: str = "bytes"  # bytes, bpe, or the path of a .json or .model.
+  vocab_size: int = 1024  # Of bpe, which is trained on the documents.
+  length: int = 512  # Tokens in a row.
+  stride: int = 0  # Between windows; 0: documents are cut off.
+  max_question: int = 32  # Tokens.
+  max_answer: int = 30  # Tokens.
+  empty_rate: float = 1.0  # Of windows that the answer is outside of.
+  positions: str = "rotary"  # learned, sinusoidal, rotary, none.
+  # Result.
+  beyond: int = 512  # Scores apart for answers from this token on; 0: none.
+
+
+def check(config: Config) -> None:
+  """Raises UserError for options that would fail only after training."""
+  loop.check(config)
+  for name in (
+    "train_questions",
+    "eval_questions",
+    "test_questions",
+    "beyond",
+    "seed",
+  ):
+    if getattr(config, name) < 0:
+      raise files.UserError(
+        f"--config.{name} must not be negative, got {getattr(config, name)}."
+      )
+  if config.max_answer < 1:
+    raise files.UserError(
+      f"--config.max_answer must be positive, got {config.max_answer}."
+    )
+  if not 0 <= config.empty_rate <= 1:
+    raise files.UserError(
+      f"--config.empty_rate must lie in [0, 1], got {config.empty_rate}."
+    )
+  if config.stride and not config.empty_rate:
+    raise files.UserError(
+      "--config.stride needs --config.empty_rate above 0: windows of one "
+      "question are compared by what they say of having no answer."
+    )
+  make_form(config)
+
+
+def make_form(config: Config) -> rows_lib.Form:
+  """How rows are made."""
+  return rows_lib.Form(config.length, config.stride, config.max_question)
+
+
+def make_model(
+  config: Config, vocab_size: int, *, kinds: int = 1
+) -> reader.Reader:
+  """Makes the model, and checks that it takes the rows.
+
+  Args:
+    config: of the run.
+    vocab_size: number of token ids.
+    kinds: of answers; 1 where all are spans.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: if the options do not fit together.
+  """
+  cfg = encoders.model_config(
+    config,
+    vocab_size=vocab_size,
+    length=config.length,
+    form={"type_vocab_size": 2},
+  )
+  model = reader.Reader(cfg, kinds if kinds > 1 else 0, config.dropout)
+  what = f"--config.length {config.length}"
+  transformers.check_rows(config, model, config.length, what)
+  return model
+
+
+def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
+  """What must be equal for a run to be the same run: options and questions."""
+  found = dataclasses.asdict(config)
+  for part in corpora.PARTS:
+    found[f"questions.{part}"] = corpus.digest(part)
+  found |= tokens_lib.digest(config.tokenizer)
+  return json.loads(json.dumps(found))  # As it comes back from a file.
+
+
+def make_task(
+  config: Config, model: reader.Reader, rows: rows_lib.Rows, evaluate: Any
+) -> loop.Task:
+  """What the loop needs to train on `rows`."""
+
+  def init(rng: jax.Array) -> Any:
+    return model.init(rng, jnp.zeros((1, min(config.length, 8)), jnp.int32))
+
+  def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
+    return reader.loss(model, params, carried, batch, rng)
+
+  return transformers.make_task(
+    config,
+    init=init,
+    loss=loss,
+    rows=rows,
+    length=config.length,
+    evaluate=evaluate,
+    loss_unit="bits/question",
+  )
+
+
+def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains, evaluates and reports; goes on where an earlier run stopped.
+
+  Args:
+    config: of the run.
+    workdir: for checkpoints, metrics and the report.
+
+  Returns:
+    What `report/results.json` holds.
+
+  Raises:
+    UserError: for anything that the user can mend.
+  """
+  check(config)
+  mesh = sharding.make_mesh(config.mesh)
+  corpus = corpora.load(config)
+  same = identity(config, corpus)
+  checkpoint.claim(workdir, same)
+  done = report.finished(workdir, same)
+  if done is not None:
+    files.say(summary.verdict(done, workdir))
+    return done
+  files.say(summary.describe(corpus))
+  tokenizer = tokens_lib.make(
+    config.tokenizer,
+    sorted({d.text.encode() for d in corpus.train}),
+    vocab_size=config.vocab_size,
+    workdir=workdir,
+  )
+  rows = _rows(config, corpus, tokenizer)
+  kinds = corpus.kinds()
+  model = make_model(
+    config,
+    tokenizer.vocab_size,
+    kinds=len(rows_lib.KINDS) if kinds & {"yes", "no"} else 1,
+  )
+  predict = reader.Predictor(
+    model,
+    mesh,
+    batch_size=config.batch_size // config.accumulate,
+    max_answer=config.max_answer,
+    may_be_none="none" in kinds,
+  )
+
+  def evaluate(params: Any, carried: Any) -> dict[str, float]:
+    said = predict(params, carried, rows["valid"])
+    found = metrics.score(said.texts, rows["valid"].golds())
+    return {"valid_exact": found.exact, "valid_f1": found.f1}
+
+  files.say("compiling the training step, then training")
+  task = make_task(config, model, rows["train"], evaluate)
+  result = loop.train(config, task, workdir)
+  files.say("answering the questions held out for the result")
+  said = predict(result.state["params"], result.state["carried"], rows["test"])
+  lows = floors.all_floors(corpora.thin(corpus.test, config.test_questions))
+  return summary.write(config, same, workdir, corpus, rows, lows, result, said)
+
+
+def _rows(
+  config: Config, corpus: corpora.Corpus, tokenizer: tokens_lib.Tokenizer
+) -> dict[str, rows_lib.Rows]:
+  """The rows of each part; those to learn from are chosen."""
+  limits = {"valid": config.eval_questions, "test": config.test_questions}
+  form, rows = make_form(config), {}
+  for part in corpora.PARTS:
+    documents = corpora.thin(getattr(corpus, part), limits.get(part, 0))
+    rows[part] = rows_lib.Rows(documents, tokenizer, form)
+  rows["train"].learnable(config.empty_rate, config.seed)
+  return rows
