@@ -3,7 +3,11 @@ r"""Made-up profiles, six motifs on either strand: minutes on 2 CPU cores.
 Command:
   python -m genomics.chromatin.main
 
-Hardware: 2 cores.
+Hardware: 2 cores of an Intel Xeon, shared with other work.
+Time: two and a half minutes.
+Result: median AUROC on 400 sequences, where the best floor, ridge regression
+upon words of four bases, has 0.854:
+dense 0.987.
 """
 
 from genomics.chromatin import train

@@ -4,7 +4,11 @@ Command:
   python -m genomics.fetch leptospira
   python -m genomics.genes.main
 
-Hardware: 2 cores.
+Hardware: 2 cores of an Intel Xeon, shared with other work.
+Time: four and a half minutes.
+Result: MCC of eleven labels on 980,948 bases of 15 contigs, where open reading
+frames of whole contigs have 0.909 and win by far:
+dense 0.410, 95 % 0.388 to 0.419.
 """
 
 from genomics.genes import train

@@ -5,7 +5,11 @@ Command:
   python -m genomics.fetch fly_upstream
   python -m genomics.promoter.main
 
-Hardware: 2 cores.
+Hardware: 2 cores of an Intel Xeon, shared with other work.
+Time: five minutes.
+Result: F1 on 2,074 windows beyond 15 Mb, where the best floor, logistic
+regression upon words of five bases, has 0.754:
+dense 0.774, 95 % 0.756 to 0.793.
 """
 
 from genomics.promoter import train

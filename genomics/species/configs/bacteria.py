@@ -4,7 +4,11 @@ Command:
   python -m genomics.fetch bacteria
   python -m genomics.species.main
 
-Hardware: 2 cores.
+Hardware: 2 cores of an Intel Xeon, shared with other work.
+Time: four and a half minutes.
+Result: accuracy on 1,000 windows of strains held out, where the best floor,
+logistic regression upon words of four bases, has 0.909 and wins:
+dense 0.891, 95 % 0.872 to 0.911.
 """
 
 from genomics.species import train
