@@ -81,9 +81,11 @@ def _quickstart() -> int:
 
 # Those whose smallest setting downloads nothing.
 _EXPERIMENTS = (
+  "experiments.classification",
   "experiments.images",
   "experiments.lm",
   "experiments.mlm",
+  "experiments.qa",
   "experiments.synthetic",
 )
 _STAGES: dict[str, Stage] = {
