@@ -285,3 +285,47 @@ def test_files_of_the_user_are_split(tmp_path):
   both = dataclasses.replace(config, test_path=str(path))
   assert len(corpora.load(both).test) == 20
   assert corpus.kinds() == {"span"}
+
+
+def _squad_file(titles):
+  article = {
+    "paragraphs": [
+      {
+        "context": f"Bo ran {i}.",
+        "qas": [
+          {
+            "question": "Who?",
+            "answers": [{"text": "Bo", "answer_start": 0}],
+          }
+        ],
+      }
+      for i in range(2)
+    ]
+  }
+  found = []
+  for title in titles:
+    made = json.loads(json.dumps(article)) | {"title": str(title)}
+    for i, paragraph in enumerate(made["paragraphs"]):
+      paragraph["qas"][0]["id"] = f"{titles.start}-{title}-{i}"
+    found.append(made)
+  return json.dumps({"data": found}).encode()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_articles_of_squad_are_in_one_part(monkeypatch, joined):
+  """Also where two files have articles of one title."""
+  data = [
+    ("new_wiki_v1.0.json", _squad_file(range(10, 30))),
+    ("nyt_v1.0.json", b"not read"),
+    ("squaddev_v1.1.json", _squad_file(range(20))),
+  ]
+  monkeypatch.setattr(corpora.fetch, "load", lambda name: data)
+  config = _config(corpus="squad", join_paragraphs=joined)
+  corpus = corpora.load(config)
+  titles = [{d.title for d in getattr(corpus, p)} for p in corpora.PARTS]
+  assert [len(t) for t in titles] == [24, 3, 3]
+  assert len(set.union(*titles)) == 30
+  documents = corpus.train + corpus.valid + corpus.test
+  assert len(documents) == (40 if joined else 80)
+  thinned = corpora.load(dataclasses.replace(config, train_questions=5))
+  assert sum(len(d.questions) for d in thinned.train) == 5

@@ -3,7 +3,8 @@ r"""Long questions with the sizes of BigBird and Longformer, on an accelerator.
 Base models of 12 layers, width 768 and rows of 4,096 tokens, on files of
 Natural Questions, HotpotQA, TriviaQA or WikiHop that the user has. The papers
 start from RoBERTa's parameters, these runs from nothing or from those of
-`--config.initial`: so theirs are not the results to expect.
+`--config.initial`: so theirs are not the results to expect. Blocks and windows
+are theirs; learning rates, batches and steps are of their order.
 
 Command, of `<corpus>` or `<corpus>_<method>`:
   python -m experiments.qa.main --workdir=runs/qa_hotpotqa \
@@ -20,13 +21,13 @@ from experiments.common import files
 from experiments.qa import train
 
 _OPTIONS = {
-  # Zaheer et al., 2020, https://arxiv.org/abs/2007.14062, table 8 and E.2.
+  # Zaheer et al., 2020, https://arxiv.org/abs/2007.14062, appendix E.
   "bigbird": {"block": 64, "num_random": 3},
-  # Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, section 5 and 6.
+  # Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, sections 5 and 6.
   "longformer": {"window": 512},
   "dense": {},
 }
-# Corpus -> method, learning rate, rows a batch, epochs' steps, stride.
+# Corpus -> method, learning rate, rows a batch, steps, stride.
 _CORPORA = {
   "hotpotqa": ("longformer", 3e-5, 32, 14_000, 0),
   "natural_questions": ("bigbird", 5e-5, 128, 14_000, 2048),
