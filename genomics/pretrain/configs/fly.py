@@ -4,7 +4,11 @@ Command:
   python -m genomics.fetch fly_chr2R
   python -m genomics.pretrain.main
 
-Hardware: 2 cores.
+Hardware: 2 cores of an Intel Xeon, shared with much other work.
+Time: 12 minutes.
+Result: bits a base on 800 windows of the last tenth of chr2R, where counts of
+two neighbours a side have 1.952 and of four, the best floor, 1.926:
+dense 1.946.
 """
 
 from genomics.pretrain import train
