@@ -1,12 +1,17 @@
 r"""NarrativeQA's questions upon summaries: minutes on 2 CPU cores.
 
-A thousand questions are too few to learn to read from nothing; expect it below
-the floors. It shows what a run on real questions looks like.
+So few questions teach no one to read from nothing: it stays below floors. It
+shows what a run on real questions looks like.
 
 Command:
   python -m experiments.common.fetch stories
   python -m experiments.qa.main --workdir=runs/qa_stories \
     --config=experiments/qa/configs/stories.py
+
+Hardware: 2 CPU cores, shared with other work.
+Time: 5 minutes in all.
+Result: F1 4.3 on 296 held-out questions, above a random span (4.1), below the
+first sentence (6.0) and the most similar one (17.2). Seed 0.
 """
 
 from experiments.qa import train
