@@ -3,6 +3,11 @@ r"""Whole reviews of films, good or bad: minutes on 2 CPU cores.
 Command:
   python -m experiments.common.fetch reviews
   python -m experiments.classification.main
+
+Hardware: 2 CPU cores, busy with other work.
+Time: 10 minutes so, at 7,300 tokens a second; not measured on idle cores.
+Result: accuracy 0.826 on 144 test reviews (95%: 0.756 to 0.880), seed 0, where
+TF-IDF and logistic regression have 0.924 and win.
 """
 
 from experiments.classification import train
