@@ -69,8 +69,8 @@ def oracle(article: data.Article, most: int) -> str:
   """Sentences of an article, chosen by the summary that is asked for.
 
   One after the other, that which raises the sum of the F1 of ROUGE-1 and
-  ROUGE-2 most (words in lower case, not stemmed), until none does: what choosing
-  sentences can reach, about.
+  ROUGE-2 most (words in lower case, not stemmed), until none does: what
+  choosing sentences can reach, about.
 
   Args:
     article: to summarize; of a long one the first 400 sentences.
@@ -80,7 +80,7 @@ def oracle(article: data.Article, most: int) -> str:
     The summary, in the order of the article.
 
   Example:
-    >>> article = data.Article("a", "One fish. Two cats. A dog ran.", "two cats")
+    >>> article = data.Article("a", "One fish. Two cats. A dog.", "two cats")
     >>> oracle(article, 2)
     'Two cats.'
 
