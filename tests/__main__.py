@@ -86,6 +86,7 @@ _EXPERIMENTS = (
   "experiments.lm",
   "experiments.mlm",
   "experiments.qa",
+  "experiments.summarization",
   "experiments.synthetic",
 )
 _STAGES: dict[str, Stage] = {

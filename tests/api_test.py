@@ -18,7 +18,7 @@ from jaxattn import positions
 from tests import conftest
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_TREES = ("jaxattn", "experiments", "benchmarks", "tests")
+_TREES = ("jaxattn", "experiments", "genomics", "benchmarks", "tests")
 _MODULES = {
   "jaxattn": jaxattn,
   "jaxattn.feature_maps": feature_maps,

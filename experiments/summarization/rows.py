@@ -69,7 +69,7 @@ class Rows:
     count = min(most or len(self), len(self))
     for low in range(0, count, size):
       index = np.arange(low, low + size)
-      rows = [self.__getitem__(min(i, count - 1)) for i in index]
+      rows = [self[int(min(i, count - 1))] for i in index]
       batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
       batch["weights"] = batch["weights"] * (index < count)[:, None]
       yield batch
