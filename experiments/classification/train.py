@@ -93,6 +93,27 @@ def _identity(config: Config, corpus: data.Corpus) -> dict[str, Any]:
   return json.loads(json.dumps(same))  # As it comes back from a file.
 
 
+def _task(
+  config: Config, model: Any, rows: data.Rows, evaluate: Any
+) -> loop.Task:
+  """What the loop needs to train `model` on `rows`."""
+
+  def loss(params: Any, carried: Any, batch: Any, rng: Any) -> Any:
+    return classifier.loss(model, params, carried, batch, rng)
+
+  example = jnp.zeros((1, config.length), jnp.int32)
+  return transformers.make_task(
+    config,
+    init=lambda rng: model.init(rng, example),
+    loss=loss,
+    rows=rows,
+    length=config.length,
+    evaluate=evaluate,
+    loss_unit="nats",
+    loss_scale=1.0,
+  )
+
+
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains, evaluates and reports; goes on where an earlier run stopped.
 
@@ -141,20 +162,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     found = score(params, carried, rows["valid"].batches(at_once))
     return {f"valid_{name}": found[name] for name in ("nats", "accuracy")}
 
-  def loss(params: Any, carried: Any, batch: Any, rng: Any) -> Any:
-    return classifier.loss(model, params, carried, batch, rng)
-
-  example = jnp.zeros((1, config.length), jnp.int32)
-  task = transformers.make_task(
-    config,
-    init=lambda rng: model.init(rng, example),
-    loss=loss,
-    rows=rows["train"],
-    length=config.length,
-    evaluate=evaluate,
-    loss_unit="nats",
-    loss_scale=1.0,
-  )
+  task = _task(config, model, rows["train"], evaluate)
   files.say("compiling the training step, then training")
   result = loop.train(config, task, workdir)
   params, carried = result.state["params"], result.state["carried"]
