@@ -223,9 +223,14 @@ class EncoderTest(parameterized.TestCase):
       distance = np.minimum(distance, 11 - distance)
       np.testing.assert_array_equal(changed, distance <= layers)
     cfg = star_tiny.config(num_layers=1)
-    self.assertTrue(
-      np.all(np.any(_run(cfg, x)[0] != _run(cfg, other)[0], axis=-1))
-    )
+    # A token that hardly listens to the relay may round to what it was, so
+    # every token has to change for one of several inputs.
+    reached = np.zeros(11, bool)
+    for seed in range(9, 17):
+      x = _x(seed, 11)
+      before, after = _run(cfg, x)[0], _run(cfg, x.at[3].add(20.0))[0]
+      reached |= np.asarray(np.any(before != after, axis=-1))
+    self.assertTrue(np.all(reached))
 
   @parameterized.parameters("post", "pre")
   def test_sequences_without_tokens(self, norm):
