@@ -1,7 +1,6 @@
 """Classification: configuration, and a run from end to end."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -87,10 +86,11 @@ def make_model(
 
 
 def _identity(config: Config, corpus: data.Corpus) -> dict[str, Any]:
-  same = dataclasses.asdict(config) | tokens_lib.digest(config.tokenizer)
-  for part in ("train", "valid", "test"):
-    same[f"documents.{part}"] = getattr(corpus, part).digest()
-  return json.loads(json.dumps(same))  # As it comes back from a file.
+  parts = ("train", "valid", "test")
+  found = {f"documents.{p}": getattr(corpus, p).digest() for p in parts}
+  return checkpoint.identity(
+    config, found | tokens_lib.digest(config.tokenizer)
+  )
 
 
 def _task(

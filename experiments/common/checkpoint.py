@@ -1,8 +1,10 @@
 """Checkpoints: state and input position in one step, and whose they are."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -158,10 +160,10 @@ def _restore(
 
   def wanted(path: Any, x: Any) -> jax.ShapeDtypeStruct:
     shape = shorter.get(name_of(path), x.shape)
-    whole = jax.sharding.NamedSharding(
-      x.sharding.mesh, jax.sharding.PartitionSpec()
-    )
-    place = whole if shape != x.shape else x.sharding
+    place = x.sharding
+    if shape != x.shape:  # It may not divide as the longer one does.
+      whole = jax.sharding.PartitionSpec()
+      place = jax.sharding.NamedSharding(place.mesh, whole)
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place)
 
   def repeated(path: Any, x: jax.Array, like: jax.Array) -> jax.Array:
@@ -193,6 +195,19 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether a run has saved anything there."""
   folder = workdir / _FOLDER
   return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
+def identity(config: Any, digests: Mapping[str, str]) -> dict[str, Any]:
+  """What must be equal for a run to be the same run.
+
+  Args:
+    config: a dataclass, of the run.
+    digests: of the data, and of files that options name.
+
+  Returns:
+    Both, as they come back from a JSON file.
+  """
+  return json.loads(json.dumps(dataclasses.asdict(config) | dict(digests)))
 
 
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:

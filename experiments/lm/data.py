@@ -75,6 +75,11 @@ class Corpus:
   valid: Split
   test: Split
 
+  def digests(self) -> dict[str, str]:
+    """Of the three parts, by which a run knows its text again."""
+    parts = ("train", "valid", "test")
+    return {f"text.{part}": getattr(self, part).digest() for part in parts}
+
 
 def load(
   name: str, path: str = "", *, held_out_bytes: int = 0, train_bytes: int = 0

@@ -1,7 +1,6 @@
 """Language modelling: configuration, loss, and a run from end to end."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -117,11 +116,9 @@ class Evaluator:
 
 def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
   """What must be equal for a run to be the same run: options and text."""
-  found = dataclasses.asdict(config)
-  for part in ("train", "valid", "test"):
-    found[f"text.{part}"] = getattr(corpus, part).digest()
-  found |= tokens_lib.digest(config.tokenizer)
-  return json.loads(json.dumps(found))  # As it comes back from a file.
+  return checkpoint.identity(
+    config, corpus.digests() | tokens_lib.digest(config.tokenizer)
+  )
 
 
 def check_lengths(config: Config, model: decoder.Decoder) -> None:

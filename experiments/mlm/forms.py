@@ -17,6 +17,16 @@ from jaxattn.models import heads
 from jaxattn.models import losses
 from jaxattn.models.layers import etc as etc_layers
 
+# What an encoder has and ETC does not: fields, and the value they must have.
+_ETC_ONLY = {
+  "method": "dense",
+  "method_options": {},
+  "num_kv_heads": 0,
+  "positions": "none",
+  "qk_norm": False,
+  "global_projections": False,
+}
+
 
 def nats_of(logits: jax.Array, hidden: Any) -> jax.Array:
   """Nats of every hidden token, `[B, P]`, 0 where there is none."""
@@ -125,7 +135,8 @@ class EtcForm:
   Example:
     >>> from experiments.common import tokens
     >>> from experiments.mlm import train
-    >>> config = train.Config(model="etc", width=32, join_documents=True)
+    >>> config = train.Config(model="etc", positions="none", width=32,
+    ...                       join_documents=True)
     >>> EtcForm(config, hiding.Hider(tokens.Bytes())).model.cfg.vocab_size
     259
 
@@ -140,6 +151,12 @@ class EtcForm:
         "--config.model=etc reads a row as one text: set "
         "--config.join_documents."
       )
+    for name, only in _ETC_ONLY.items():
+      if getattr(config, name) != only:
+        raise files.UserError(
+          f"--config.model=etc has its own attention and positions: "
+          f"--config.{name} must be {only!r}, got {getattr(config, name)!r}."
+        )
     self._config, self._hide = config, hide
     decoded = [
       hide.tokenizer.decode(np.array([i], np.int32))

@@ -1,7 +1,6 @@
 """Question answering: configuration, and a run from end to end."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -121,11 +120,10 @@ def make_model(
 
 def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
   """What must be equal for a run to be the same run: options and questions."""
-  found = dataclasses.asdict(config)
-  for part in corpora.PARTS:
-    found[f"questions.{part}"] = corpus.digest(part)
-  found |= tokens_lib.digest(config.tokenizer)
-  return json.loads(json.dumps(found))  # As it comes back from a file.
+  found = {f"questions.{part}": corpus.digest(part) for part in corpora.PARTS}
+  return checkpoint.identity(
+    config, found | tokens_lib.digest(config.tokenizer)
+  )
 
 
 def make_task(

@@ -1,7 +1,6 @@
 """Summarization: configuration, loss, and a run from end to end."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -54,7 +53,8 @@ class Config(encoders.EncoderConfig):
   vocab_size: int = 8192  # Of bpe, which is trained on the training texts.
   length: int = 512  # Tokens of an article that are read; the rest is cut.
   target_length: int = 64  # Tokens of a summary, its end included.
-  # The method is the encoder's; the decoder attends to everything.
+  # Method and positions are the encoder's; the decoder attends to everything,
+  # and learns its positions.
   decoder_layers: int = 2
   # Text at the end.
   num_beams: int = 4
@@ -173,11 +173,11 @@ def written(
 
 def identity(config: Config, articles: data.Articles) -> dict[str, Any]:
   """What must be equal for a run to be the same run: options and text."""
-  found = dataclasses.asdict(config)
-  for part in ("train", "valid", "test"):
-    found[f"text.{part}"] = articles.digest(part)
-  found |= tokens_lib.digest(config.tokenizer)
-  return json.loads(json.dumps(found))  # As it comes back from a file.
+  parts = ("train", "valid", "test")
+  found = {f"text.{part}": articles.digest(part) for part in parts}
+  return checkpoint.identity(
+    config, found | tokens_lib.digest(config.tokenizer)
+  )
 
 
 def make_task(

@@ -164,6 +164,10 @@ def test_logits_are_those_at_the_hidden_places(finished):
     ({"model": "bert"}, "must be encoder or etc"),
     ({"model": "etc", "cpc_length": 8}, "set --config.join_documents"),
     ({"model": "etc", "join_documents": True}, "cpc_length 64 must not be"),
+    (
+      {"model": "etc", "join_documents": True, "cpc_length": 8},
+      "config.positions must be 'none'",
+    ),
     ({"norm": "both"}, "the model cannot be built"),
     ({"method": "sinkhorn", "method_options": {"block": 8}}, "join_documents"),
   ],
@@ -203,6 +207,7 @@ def test_cpc_finds_the_hidden_lines():
   config = _config(
     "",
     model="etc",
+    positions="none",
     join_documents=True,
     length=21,
     etc_lines=6,
@@ -239,7 +244,7 @@ def test_cpc_finds_the_hidden_lines():
 @pytest.mark.slow
 def test_etc_runs_to_its_report(tmp_path):
   folder = tiny.write_corpus(tmp_path / "texts")
-  form = {"model": "etc", "join_documents": True, "etc_radius": 4}
-  config = _config(folder, etc_lines=4, cpc_length=8, **form)
+  form = {"model": "etc", "positions": "none", "join_documents": True}
+  config = _config(folder, etc_lines=4, etc_radius=4, cpc_length=8, **form)
   found = train.run(config, tmp_path / "work")
   assert np.isfinite(found["scores"]["test"]["bits_per_character"])

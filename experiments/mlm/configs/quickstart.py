@@ -30,7 +30,7 @@ def get_config(method: str = "dense") -> train.Config:
     eval_rows=128,
     method="dense" if method == "etc" else method,
     method_options=_OPTIONS.get(method, {}),
-    positions="rotary",
+    positions="none" if method == "etc" else "rotary",
     model="etc" if method == "etc" else "encoder",
     join_documents=method == "etc",  # It cannot keep them apart.
     etc_radius=32,
