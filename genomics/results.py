@@ -37,8 +37,7 @@ def claim(
   Raises:
     UserError: if the workdir is another run's.
   """
-  same = dataclasses.asdict(config) | {f"data.{k}": v for k, v in data.items()}
-  same = json.loads(json.dumps(same))  # As it comes back from a file.
+  same = checkpoint.identity(config, {f"data.{k}": v for k, v in data.items()})
   checkpoint.claim(workdir, same)
   done = report.finished(workdir, same)
   if done is not None:

@@ -1,7 +1,6 @@
 """Images pixel by pixel: configuration, and a run from end to end."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
@@ -80,10 +79,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   mesh = sharding.make_mesh(config.mesh)
   images = data.load(config.dataset, train_images=config.train_images)
   model = make_model(config, images)
-  same = dataclasses.asdict(config)
-  for part in ("train", "valid", "test"):
-    same[f"images.{part}"] = images.digest(part)
-  same = json.loads(json.dumps(same))  # As it comes back from a file.
+  parts = ("train", "valid", "test")
+  same = checkpoint.identity(
+    config, {f"images.{part}": images.digest(part) for part in parts}
+  )
   checkpoint.claim(workdir, same)
   done = report.finished(workdir, same)
   if done is not None:

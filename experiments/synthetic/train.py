@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -220,7 +219,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   task = make_task(config)
   model = make_model(config, task)
   mesh = sharding.make_mesh(config.mesh)
-  identity = json.loads(json.dumps(dataclasses.asdict(config)))
+  identity = checkpoint.identity(config, {})
   checkpoint.claim(workdir, identity)
   done = report.finished(workdir, identity)
   if done is not None:
