@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from experiments.common import files
 
 _FOLDER = "checkpoints"
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
+_TYPES = "/type_embed/"
 # What a run makes in its workdir; --overwrite removes these and nothing else.
 OUTPUTS = (
   _FOLDER,
@@ -95,15 +97,19 @@ class Checkpoints:
     self._manager.close()
 
 
-def parameters(workdir: pathlib.Path, like: Any) -> Any:
+def parameters(workdir: pathlib.Path, like: Any, *, part: str = "") -> Any:
   """The last parameters of another run, to start from.
 
   A table of learned positions may be longer here: it is then filled with that
-  of the run over and over, as Longformer does.
+  of the run over and over, as Longformer does. Of token ids the run may have
+  one more, for hidden tokens, and it may have no token types: what it has not
+  stays as it is.
 
   Args:
     workdir: of that run.
-    like: parameters of the wanted shapes, dtypes and shardings.
+    like: parameters of the wanted shapes, dtypes and shardings, to be used up.
+    part: the name of the part to take, such as `encoder`, which may lie under
+      other heads there; all else stays as in `like`. "" takes all.
 
   Returns:
     The saved parameters, placed as `like`.
@@ -125,70 +131,93 @@ def parameters(workdir: pathlib.Path, like: Any) -> Any:
   try:
     step = saved.latest_step()
     assert step is not None
-    metadata = saved.item_metadata(step)["state"].tree["params"]
-    there, here = _shapes(metadata), _shapes(like)
-    longer = {n for n in there if _grows(n, there[n], here.get(n))}
-    for name in sorted((there.keys() | here.keys()) - longer):
+    there = _shapes(saved.item_metadata(step)["state"].tree["params"])
+    chosen = {n: x for n, x in _flat(like).items() if _within(n, part)}
+    if not chosen:
+      raise files.UserError(
+        f"--config.initial_part: this model has no part {part!r}; it has: "
+        f"{', '.join(sorted(like))}."
+      )
+    there = {n: shape for n, shape in there.items() if _within(n, part)}
+    here = {n: tuple(x.shape) for n, x in chosen.items()}
+    other = {n for n in there if _fits(n, there[n], here.get(n))}
+    fresh = {n for n in here.keys() - there.keys() if _TYPES in n}
+    for name in sorted((there.keys() | here.keys()) - other - fresh):
       if there.get(name) != here.get(name):
         raise files.UserError(
           f"--config.initial: {name} is {there.get(name)} in {workdir} and "
           f"{here.get(name)} in this model; both need the same sizes."
         )
-    return _restore(saved, step, like, {n: there[n] for n in longer})
+    wanted = {n: x for n, x in chosen.items() if n not in fresh}
+    found = _restore(saved, step, wanted, {n: there[n] for n in other})
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: found.get(_name(path), x), like
+    )
   finally:
     saved.close()
 
 
-def _grows(
-  name: str, old: tuple[int, ...], new: tuple[int, ...] | None
-) -> bool:
-  """Whether it is a table of positions that has more rows here."""
-  table = name.split("/")[-2:] == ["position_embed", "embedding"]
-  return table and new is not None and old[1:] == new[1:] and old[0] < new[0]
+def _within(name: str, part: str) -> bool:
+  return not part or name.startswith(f"{part}/")
+
+
+def _fits(name: str, old: tuple[int, ...], new: tuple[int, ...] | None) -> bool:
+  """Whether it is a table of which the rows differ as they may."""
+  if new is None or old[1:] != new[1:]:
+    return False
+  table = name.split("/")[-2:]
+  if table == ["position_embed", "embedding"]:
+    return old[0] < new[0]
+  return table == ["embed", "embedding"] and old[0] == new[0] + 1
 
 
 def _restore(
   saved: ocp.CheckpointManager,
   step: int,
-  like: Any,
-  shorter: dict[str, tuple[int, ...]],
-) -> Any:
-  """Parameters as `like`, those named in `shorter` read so and repeated."""
+  like: dict[str, jax.Array],
+  tables: dict[str, tuple[int, ...]],
+) -> dict[str, jax.Array]:
+  """Parameters as `like`; those of other shapes are cut off or repeated."""
 
-  def name_of(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-  def wanted(path: Any, x: Any) -> jax.ShapeDtypeStruct:
-    shape = shorter.get(name_of(path), x.shape)
+  def wanted(name: str, x: Any) -> jax.ShapeDtypeStruct:
+    shape = tables.get(name, x.shape)
     place = x.sharding
-    if shape != x.shape:  # It may not divide as the longer one does.
+    split = isinstance(place, jax.sharding.NamedSharding)
+    if split and shape != x.shape:  # It may not divide as the other does.
       whole = jax.sharding.PartitionSpec()
       place = jax.sharding.NamedSharding(place.mesh, whole)
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=place)
 
-  def repeated(path: Any, x: jax.Array, like: jax.Array) -> jax.Array:
-    if name_of(path) not in shorter:
+  def fitted(name: str, x: jax.Array) -> jax.Array:
+    if name not in tables:
       return x
-    rows = jnp.arange(like.shape[0]) % x.shape[0]
-    return jax.device_put(x[rows], like.sharding)
+    rows = jnp.arange(like[name].shape[0]) % x.shape[0]
+    return jax.device_put(x[rows], like[name].sharding)
 
-  abstract = {"params": jax.tree_util.tree_map_with_path(wanted, like)}
+  flat = {tuple(n.split("/")): wanted(n, x) for n, x in like.items()}
+  abstract = {"params": traverse_util.unflatten_dict(flat)}
   args = ocp.args.PyTreeRestore(
     abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
     partial_restore=True,
   )
   found = saved.restore(step, args=ocp.args.Composite(state=args))
-  params = found["state"]["params"]
-  return jax.tree_util.tree_map_with_path(repeated, params, like)
+  params = _flat(found["state"]["params"])
+  return {name: fitted(name, x) for name, x in params.items()}
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  """Name -> leaf."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {_name(path): x for path, x in flat}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
-    for path, x in flat
-  }
+  return {name: tuple(x.shape) for name, x in _flat(tree).items()}
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

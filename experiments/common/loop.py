@@ -43,6 +43,7 @@ class LoopConfig:
   dtype: str = "float32"  # Of activations: float32, bfloat16. Params: float32.
   seed: int = 0  # Of parameters, order of rows, dropout.
   initial: str = ""  # Workdir of a run whose last parameters to start from.
+  initial_part: str = ""  # Only these of them, such as encoder; "" for all.
   log_every: int = 10  # Steps.
   eval_every: int = 100  # Steps; 0 for the end only.
   checkpoint_every: int = 100  # Steps; the last step is saved always.
@@ -113,6 +114,11 @@ def check(config: LoopConfig) -> None:
     raise files.UserError(
       f"--config.accumulate {config.accumulate} must divide "
       f"--config.batch_size {config.batch_size}."
+    )
+  if config.initial_part and not config.initial:
+    raise files.UserError(
+      "--config.initial_part names a part of what --config.initial names: set "
+      "that, too."
     )
   if config.dtype not in ("float32", "bfloat16"):
     raise files.UserError(
@@ -242,9 +248,12 @@ def _start(
     state = jax.jit(lambda: nn.unbox(init()), out_shardings=shardings)()
     if config.initial:
       state["params"] = checkpoint.parameters(
-        pathlib.Path(config.initial), state["params"]
+        pathlib.Path(config.initial),
+        state["params"],
+        part=config.initial_part,
       )
-      files.say(f"starting from the parameters of {config.initial}")
+      what = config.initial_part or "parameters"
+      files.say(f"starting from the {what} of {config.initial}")
     return state, shardings, {"iterator": None, "seconds": 0.0}
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -38,6 +38,8 @@ class ParagraphRetrieval:
     names: how many there are to draw from.
     answers: how many there are.
     layers: of the model.
+    read: tokens of a row that the model sees, the first ones; 0 for all. With
+      fewer, it is cut off as models of a short length are.
 
   Raises:
     UserError: if the numbers do not fit together.
@@ -57,6 +59,7 @@ class ParagraphRetrieval:
   names: int = 16
   answers: int = 8
   layers: int = 4
+  read: int = 0
   metric = "accuracy"
   lower_is_better = False
 
@@ -68,12 +71,23 @@ class ParagraphRetrieval:
       ("names", self.paragraphs),
       ("answers", 2),
       ("layers", 1),
+      ("read", 0),
     ):
       if getattr(self, name) < low:
         raise files.UserError(
           f"--config.task_options.{name} must be at least {low}, got "
           f"{getattr(self, name)}."
         )
+    if self.read > self.length:
+      raise files.UserError(
+        f"--config.task_options.read must be at most {self.length}, the tokens "
+        f"of a row, got {self.read}; 0 reads all."
+      )
+
+  @property
+  def seen(self) -> int:
+    """Tokens of a row that the model sees."""
+    return self.read or self.length
 
   @property
   def length(self) -> int:
@@ -121,13 +135,18 @@ class ParagraphRetrieval:
   ) -> nn.Module:
     """An ETC model, or an encoder with the method of that name."""
     if method in _ETC:
+      if self.read:
+        raise files.UserError(
+          f"method {method!r} reads whole paragraphs: leave "
+          "--config.task_options.read at 0."
+        )
       return EtcReader(self, _etc_config(self, method, options, dtype))
     if method not in methods.METHODS:
       raise files.UserError(
         f"unknown method {method!r} of paragraph_retrieval; known: "
         f"{', '.join([*_ETC, *sorted(methods.METHODS)])}."
       )
-    sizes = methods.Sizes(self.length + 1, self.layers, _HEADS)
+    sizes = methods.Sizes(self.seen + 1, self.layers, _HEADS)
     return Reader(
       encoder.EncoderConfig(
         vocab_size=self.vocab_size,
@@ -136,10 +155,11 @@ class ParagraphRetrieval:
         num_heads=_HEADS,
         methods=methods.make(method, sizes, options),
         norm="pre",
-        max_length=self.length + 1,
+        max_length=self.seen + 1,
         dtype=dtype,
       ),
       self.answers,
+      self.seen,
     )
 
   def measure(self, outputs: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -162,12 +182,13 @@ class Reader(nn.Module):
 
   cfg: encoder.EncoderConfig
   num_answers: int
+  seen: int
 
   @nn.compact
   def __call__(self, batch: Any, *, train: bool = False) -> jax.Array:
     """`[rows, answers]` logits."""
     tokens = jnp.concatenate(
-      [batch["question"][:, None], batch["tokens"]], axis=1
+      [batch["question"][:, None], batch["tokens"][:, : self.seen]], axis=1
     )
     x = encoder.Encoder(self.cfg)(tokens, train=train)
     head = heads.ClassificationHead(num_classes=self.num_answers, hidden=0)

@@ -18,9 +18,12 @@ _OPTIONS = {
 
 def get_config(method: str = "etc") -> train.Config:
   """The configuration, with the method that `method` names."""
+  options = {"paragraphs": 8, "tokens": 8, "names": 8, "layers": 4}
+  if method == "cut_off":
+    options, method = {**options, "read": 32}, "dense"
   return train.Config(
     task="paragraph_retrieval",
-    task_options={"paragraphs": 8, "tokens": 8, "names": 8, "layers": 4},
+    task_options=options,
     method=method,
     method_options=_OPTIONS.get(method, {}),
     steps=3000,
