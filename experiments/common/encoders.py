@@ -4,12 +4,25 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxattn
 from experiments.common import files
 from experiments.common import transformers
 from jaxattn.models import encoder
+from jaxattn.models import etc
+from jaxattn.models.layers import etc as etc_layers
+
+# What an encoder has and ETC does not: fields, and the value they must have.
+_ETC_ONLY = {
+  "method": "dense",
+  "method_options": {},
+  "num_kv_heads": 0,
+  "positions": "none",
+  "qk_norm": False,
+  "global_projections": False,
+}
 
 
 @dataclasses.dataclass
@@ -56,6 +69,44 @@ def model_config(
   }
   try:
     return encoder.EncoderConfig(**options)
+  except (ValueError, NotImplementedError) as error:
+    raise files.UserError(f"the model cannot be built: {error}") from error
+
+
+def etc_config(config: Any, *, vocab_size: int) -> etc.EtcModelConfig:
+  """The ETC model that a configuration describes.
+
+  Args:
+    config: an `EncoderConfig` with `etc_radius`, how far tokens see.
+    vocab_size: number of token ids, those of global tokens included.
+
+  Returns:
+    The configuration of `jaxattn.models.etc.EtcModel`.
+
+  Raises:
+    UserError: if the options do not fit together, or are of encoders only.
+
+  Source: `jaxattn.models.etc`.
+  """
+  for name, only in _ETC_ONLY.items():
+    if getattr(config, name) != only:
+      raise files.UserError(
+        f"--config.model=etc has its own attention and positions: "
+        f"--config.{name} must be {only!r}, got {getattr(config, name)!r}."
+      )
+  try:
+    layers = etc_layers.EtcConfig(
+      width=config.width,
+      num_layers=config.num_layers,
+      num_heads=config.num_heads,
+      mlp_width=config.mlp_width or None,
+      radius=config.etc_radius,
+      norm=config.norm,
+      dropout=config.dropout,
+      remat=config.remat != "none",
+      dtype=jnp.dtype(config.dtype),
+    )
+    return etc.EtcModelConfig(vocab_size=vocab_size, encoder=layers)
   except (ValueError, NotImplementedError) as error:
     raise files.UserError(f"the model cannot be built: {error}") from error
 

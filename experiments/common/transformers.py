@@ -78,8 +78,18 @@ def check_rows(
 ) -> None:
   """Raises UserError, naming the rows `what`, if the model takes none."""
   tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  check_init(config, model.init, what, tokens)
+
+
+def check_init(
+  config: TransformerConfig,
+  init: Callable[..., Any],
+  what: str,
+  *examples: Any,
+) -> None:
+  """Raises UserError, naming the rows `what`, if `init` takes none."""
   try:
-    jax.eval_shape(model.init, jax.random.key(0), tokens)
+    jax.eval_shape(init, jax.random.key(0), *examples)
   except (ValueError, NotImplementedError) as error:
     raise files.UserError(
       f"method {config.method!r} does not take rows of {what}: {error}"

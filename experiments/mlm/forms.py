@@ -15,17 +15,6 @@ from experiments.mlm import hiding
 from jaxattn.models import etc
 from jaxattn.models import heads
 from jaxattn.models import losses
-from jaxattn.models.layers import etc as etc_layers
-
-# What an encoder has and ETC does not: fields, and the value they must have.
-_ETC_ONLY = {
-  "method": "dense",
-  "method_options": {},
-  "num_kv_heads": 0,
-  "positions": "none",
-  "qk_norm": False,
-  "global_projections": False,
-}
 
 
 def nats_of(logits: jax.Array, hidden: Any) -> jax.Array:
@@ -151,12 +140,6 @@ class EtcForm:
         "--config.model=etc reads a row as one text: set "
         "--config.join_documents."
       )
-    for name, only in _ETC_ONLY.items():
-      if getattr(config, name) != only:
-        raise files.UserError(
-          f"--config.model=etc has its own attention and positions: "
-          f"--config.{name} must be {only!r}, got {getattr(config, name)!r}."
-        )
     self._config, self._hide = config, hide
     decoded = [
       hide.tokenizer.decode(np.array([i], np.int32))
@@ -165,22 +148,8 @@ class EtcForm:
     # Separator and mask end no line; the next id is that of global tokens.
     self._ends = np.array(["\n" in x for x in decoded] + [True, False])
     self._global_id = hide.vocab_size
-    try:
-      layers = etc_layers.EtcConfig(
-        width=config.width,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        mlp_width=config.mlp_width or None,
-        radius=config.etc_radius,
-        norm=config.norm,
-        dropout=config.dropout,
-        remat=config.remat != "none",
-        dtype=jnp.dtype(config.dtype),
-      )
-      model = etc.EtcModelConfig(vocab_size=hide.vocab_size + 1, encoder=layers)
-    except (ValueError, NotImplementedError) as error:
-      raise files.UserError(f"the model cannot be built: {error}") from error
-    self.model = etc.EtcMaskedLM(model)
+    cfg = encoders.etc_config(config, vocab_size=hide.vocab_size + 1)
+    self.model = etc.EtcMaskedLM(cfg)
 
   def init(self, rng: jax.Array) -> Any:
     """Variables of the model."""

@@ -56,6 +56,27 @@ class Corpus:
     found = {q.kind for q in questions if q.kind != "span" or q.answers}
     return found | {"none" for q in questions if not q.golds}
 
+  def has_candidates(self) -> bool:
+    """Whether one of several candidates is the answer.
+
+    Raises:
+      UserError: if some questions have candidates and others have none.
+    """
+    found = {bool(q.candidates) for d in self._all() for q in d.questions}
+    if len(found) > 1:
+      raise files.UserError(
+        f"corpus {self.name!r} mixes questions with and without candidates."
+      )
+    return found == {True}
+
+  def has_facts(self) -> bool:
+    """Whether the data say which of their sentences lead to the answers."""
+    marked = (d.questions for d in self._all() if d.sentences)
+    return any(q.facts for questions in marked for q in questions)
+
+  def _all(self) -> Documents:
+    return [d for part in PARTS for d in getattr(self, part)]
+
 
 def split(documents: Sequence[squad.Document]) -> dict[str, Documents]:
   """Splits documents by a hash of their texts: 10 % valid, 10 % test.

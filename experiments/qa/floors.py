@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.qa import metrics
+from experiments.qa import sentences
 from experiments.qa import squad
 
-_SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _WORD = re.compile(r"\w+")
 
 
@@ -85,6 +85,7 @@ class Search:
 
   Args:
     text: of the document.
+    spans: its sentences; none for those of `sentences.split`.
 
   Example:
     >>> Search("Al sat. Bo ran home.").best("Who ran?")
@@ -95,9 +96,9 @@ class Search:
   https://arxiv.org/abs/1606.05250, section 5.
   """
 
-  def __init__(self, text: str):
-    sentences = [m.group() for m in _SENTENCE.finditer(text)]
-    self._sentences = [x.strip() for x in sentences if x.strip()]
+  def __init__(self, text: str, spans: Sequence[tuple[int, int]] = ()):
+    spans = spans or sentences.split(text)
+    self._sentences = [text[a:b].strip() for a, b in spans]
     self._counts: collections.Counter[str] = collections.Counter()
     self._holders: dict[str, set[int]] = collections.defaultdict(set)
     for i, sentence in enumerate(self._sentences):
@@ -112,13 +113,16 @@ class Search:
 
   def best(self, question: str) -> str:
     """The sentence most like the question, the first of equal ones."""
-    scores: dict[int, float] = collections.defaultdict(float)
+    found = self.ranked(question, 1)
+    return self._sentences[found[0]] if found else ""
+
+  def ranked(self, question: str, count: int) -> list[int]:
+    """The sentences most like the question, the most similar first."""
+    scores = dict.fromkeys(range(len(self._sentences)), 0.0)
     for word in set(_words(question)):
       for i in self._holders.get(word, ()):
         scores[i] += math.log1p(1 / self._counts[word])
-    if not scores:
-      return self.first()
-    return self._sentences[min(scores, key=lambda i: (-scores[i], i))]
+    return sorted(scores, key=lambda i: (-scores[i], i))[:count]
 
 
 def beyond(sentence: str, question: str) -> str:

@@ -88,7 +88,8 @@ def _document(item: Any, name: str, where: str) -> squad.Document:
   question = squad.Question(
     name, asked, tuple(found), kind=kind, facts=tuple(facts)
   )
-  return squad.Document(name, text, (question,))
+  spans = tuple((s.start, s.start + len(s.text)) for s in sentences.values())
+  return squad.Document(name, text, (question,), spans)
 
 
 def _text(

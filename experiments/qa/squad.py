@@ -60,11 +60,14 @@ class Document:
     title: of the article.
     text: of a paragraph, or of all paragraphs of an article.
     questions: about it.
+    sentences: characters from and up to which each stands, in order, where the
+      data say so.
   """
 
   title: str
   text: str
   questions: tuple[Question, ...]
+  sentences: tuple[tuple[int, int], ...] = ()
 
 
 def read(path: pathlib.Path) -> list[Document]:

@@ -14,8 +14,9 @@ from experiments.common import metrics as lines_lib
 from experiments.common import plots
 from experiments.common import report
 from experiments.qa import corpora
+from experiments.qa import facts
 from experiments.qa import metrics
-from experiments.qa import reader
+from experiments.qa import predictor
 from experiments.qa import rows as rows_lib
 
 _SHOWN = 8  # Questions in the report.
@@ -42,9 +43,16 @@ def verdict(results: dict[str, Any], workdir: pathlib.Path) -> str:
     if where != "all"
   ]
   apart = f" ({'; '.join(parts)})" if parts else ""
+  told = ""
+  if results["facts"]:
+    told = "".join(
+      f"\nsupporting facts, {name}: F1 {x['f1']:.1f}, exact {x['exact']:.1f}, "
+      f"with answers F1 {x['joint_f1']:.1f}, exact {x['joint_exact']:.1f}"
+      for name, x in results["facts"].items()
+    )
   return (
     f"result: F1 {all_['f1']:.1f}, exact match {all_['exact']:.1f} on "
-    f"{all_['count']:,} held-out questions{apart}\n"
+    f"{all_['count']:,} held-out questions{apart}{told}\n"
     f"{_standing(results)}\n"
     f"report: {workdir / 'report' / 'report.md'}"
   )
@@ -85,6 +93,31 @@ def apart(
   }
 
 
+def fact_scores(
+  rows: rows_lib.Rows, said: predictor.Predictions
+) -> dict[str, dict[str, float]]:
+  """Scores of supporting facts, and of those that no one learned.
+
+  Args:
+    rows: of the questions.
+    said: of the model.
+
+  Returns:
+    Name -> fields of `facts.FactScores`; empty where the model tells none.
+  """
+  if not said.facts:
+    return {}
+  right = {
+    encoded.question.id: rows.facts(number)
+    for number, encoded in enumerate(rows.questions)
+  }
+  found = {"model": said.facts, "two most similar sentences": facts.floor(rows)}
+  return {
+    name: dataclasses.asdict(facts.score(x, right, said.texts, rows.golds()))
+    for name, x in found.items()
+  }
+
+
 def write(
   config: Any,
   identity: dict[str, Any],
@@ -93,7 +126,7 @@ def write(
   rows: dict[str, rows_lib.Rows],
   floors: dict[str, metrics.Scores],
   result: loop.Result,
-  said: reader.Predictions,
+  said: predictor.Predictions,
 ) -> dict[str, Any]:
   """Writes the report directory and prints the verdict.
 
@@ -114,6 +147,7 @@ def write(
   test = rows["test"]
   results = {
     "scores": apart(test, said.texts, config.beyond),
+    "facts": fact_scores(test, said),
     "floors": {k: dataclasses.asdict(v) for k, v in floors.items()},
     "corpus": corpus.name,
     "what": describe(corpus),
@@ -134,6 +168,9 @@ def write(
     folder = workdir / "report"
     _plot(folder, workdir, results)
     files.write_json(folder / "predictions.json", said.texts)
+    if said.facts:
+      told = {name: sorted(x) for name, x in said.facts.items()}
+      files.write_json(folder / "facts.json", told)
     report.write(
       folder,
       title=f"Questions: {corpus.name}",
@@ -144,7 +181,7 @@ def write(
   return results
 
 
-def _shown(rows: rows_lib.Rows, said: reader.Predictions) -> list[list[str]]:
+def _shown(rows: rows_lib.Rows, said: predictor.Predictions) -> list[list[str]]:
   """Some questions, what was said, and what is right."""
   step = max(len(rows.questions) // _SHOWN, 1)
   chosen = [q.question for q in rows.questions[::step]][:_SHOWN]
@@ -199,7 +236,7 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
   table.sort(key=lambda row: -row[2])
   columns = ("answers", "exact match", "F1", "note")
   places = [(k, x["count"], x["exact"], x["f1"]) for k, x in scores.items()]
-  facts = [
+  run = [
     ("steps", f"{config['steps']:,}"),
     ("epochs", f"{results['epochs']:.1f}"),
     ("windows to learn from", f"{results['train_windows']:,}"),
@@ -217,12 +254,18 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
     if config["stride"]
     else f"the first {config['length']} tokens, question included"
   )
+  facts_ = [
+    (name, *(x[k] for k in ("exact", "f1", "joint_exact", "joint_f1")))
+    for name, x in results["facts"].items()
+  ]
+  told = ("sentences", "exact match", "F1", "exact with answer", "F1 with it")
   return [
     (
       "Result",
       f"{report.table(columns, table)}\n\n{_standing(results)}\n\n"
       "![scores](scores.png)\n\n![loss](loss.png)",
     ),
+    *([("Supporting facts", report.table(told, facts_))] if facts_ else []),
     (
       "Where answers stand",
       report.table(("first answer", "questions", "exact match", "F1"), places),
@@ -235,7 +278,7 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
       "share with the question, or not at all. All answers are in "
       "predictions.json.",
     ),
-    ("Run", report.table(("what", "value"), facts)),
+    ("Run", report.table(("what", "value"), run)),
     ("Answers", report.code("\n\n".join(shown))),
     (
       "Configuration",

@@ -18,6 +18,7 @@ from experiments.common import transformers
 from experiments.qa import corpora
 from experiments.qa import floors
 from experiments.qa import metrics
+from experiments.qa import predictor
 from experiments.qa import reader
 from experiments.qa import rows as rows_lib
 from experiments.qa import summary
@@ -49,8 +50,14 @@ class Config(encoders.EncoderConfig):
   stride: int = 0  # Between windows; 0: documents are cut off.
   max_question: int = 32  # Tokens.
   max_answer: int = 30  # Tokens.
+  max_candidates: int = 512  # Tokens of a question's candidates, if it has any.
+  max_sentences: int = 64  # Of a window, for etc and supporting facts.
   empty_rate: float = 1.0  # Of windows that the answer is outside of.
+  # Model.
+  model: str = "encoder"  # encoder, or etc: two streams.
+  etc_radius: int = 84  # How far tokens of etc see to each side.
   positions: str = "rotary"  # learned, sinusoidal, rotary, none.
+  facts_weight: float = 1.0  # Of a sentence's nats beside the answer's.
   # Result.
   beyond: int = 512  # Scores apart for answers from this token on; 0: none.
 
@@ -63,15 +70,21 @@ def check(config: Config) -> None:
     "eval_questions",
     "test_questions",
     "beyond",
+    "facts_weight",
     "seed",
   ):
     if getattr(config, name) < 0:
       raise files.UserError(
         f"--config.{name} must not be negative, got {getattr(config, name)}."
       )
-  if config.max_answer < 1:
+  for name in ("max_answer", "max_candidates", "max_sentences", "etc_radius"):
+    if getattr(config, name) < 1:
+      raise files.UserError(
+        f"--config.{name} must be positive, got {getattr(config, name)}."
+      )
+  if config.model not in ("encoder", "etc"):
     raise files.UserError(
-      f"--config.max_answer must be positive, got {config.max_answer}."
+      f"--config.model must be encoder or etc, got {config.model!r}."
     )
   if not 0 <= config.empty_rate <= 1:
     raise files.UserError(
@@ -85,20 +98,30 @@ def check(config: Config) -> None:
   make_form(config)
 
 
-def make_form(config: Config) -> rows_lib.Form:
-  """How rows are made."""
-  return rows_lib.Form(config.length, config.stride, config.max_question)
+def make_form(
+  config: Config, corpus: corpora.Corpus | None = None
+) -> rows_lib.Form:
+  """How rows are made, of a corpus if there is one already."""
+  choose = corpus is not None and corpus.has_candidates()
+  apart = config.model == "etc" or (corpus is not None and corpus.has_facts())
+  return rows_lib.Form(
+    config.length,
+    config.stride,
+    config.max_question,
+    max_candidates=config.max_candidates if choose else 0,
+    max_sentences=config.max_sentences if apart else 0,
+  )
 
 
 def make_model(
-  config: Config, vocab_size: int, *, kinds: int = 1
-) -> reader.Reader:
-  """Makes the model, and checks that it takes the rows.
+  config: Config, vocab_size: int, corpus: corpora.Corpus
+) -> reader.Reader | reader.EtcReader:
+  """Makes the model.
 
   Args:
     config: of the run.
     vocab_size: number of token ids.
-    kinds: of answers; 1 where all are spans.
+    corpus: whose questions it answers.
 
   Returns:
     The model.
@@ -106,16 +129,23 @@ def make_model(
   Raises:
     UserError: if the options do not fit together.
   """
+  etc = config.model == "etc"
+  heads = reader.Heads(
+    num_types=len(rows_lib.KINDS) if corpus.kinds() & {"yes", "no"} else 0,
+    find_facts=corpus.has_facts(),
+    dropout=config.dropout,
+    dtype=jnp.dtype(config.dtype),
+  )
+  if etc:
+    cfg = encoders.etc_config(config, vocab_size=vocab_size + 1)
+    return reader.EtcReader(cfg, heads)
   cfg = encoders.model_config(
     config,
     vocab_size=vocab_size,
     length=config.length,
     form={"type_vocab_size": 2},
   )
-  model = reader.Reader(cfg, kinds if kinds > 1 else 0, config.dropout)
-  what = f"--config.length {config.length}"
-  transformers.check_rows(config, model, config.length, what)
-  return model
+  return reader.Reader(cfg, heads)
 
 
 def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
@@ -127,16 +157,22 @@ def identity(config: Config, corpus: corpora.Corpus) -> dict[str, Any]:
 
 
 def make_task(
-  config: Config, model: reader.Reader, rows: rows_lib.Rows, evaluate: Any
+  config: Config,
+  model: reader.Reader | reader.EtcReader,
+  rows: rows_lib.Rows,
+  evaluate: Any,
 ) -> loop.Task:
   """What the loop needs to train on `rows`."""
+  example = jax.tree.map(lambda x: x[None], rows[0])
 
   def init(rng: jax.Array) -> Any:
-    return model.init(rng, jnp.zeros((1, min(config.length, 8)), jnp.int32))
+    return model.init(rng, example)
 
   def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
-    return reader.loss(model, params, carried, batch, rng)
+    weight = config.facts_weight
+    return reader.loss(model, params, carried, batch, rng, facts_weight=weight)
 
+  transformers.check_init(config, init, f"--config.length {config.length}")
   return transformers.make_task(
     config,
     init=init,
@@ -178,18 +214,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     workdir=workdir,
   )
   rows = _rows(config, corpus, tokenizer)
-  kinds = corpus.kinds()
-  model = make_model(
-    config,
-    tokenizer.vocab_size,
-    kinds=len(rows_lib.KINDS) if kinds & {"yes", "no"} else 1,
-  )
-  predict = reader.Predictor(
+  model = make_model(config, tokenizer.vocab_size, corpus)
+  predict = predictor.Predictor(
     model,
     mesh,
     batch_size=config.batch_size // config.accumulate,
     max_answer=config.max_answer,
-    may_be_none="none" in kinds,
+    may_be_none="none" in corpus.kinds(),
   )
 
   def evaluate(params: Any, carried: Any) -> dict[str, float]:
@@ -211,7 +242,7 @@ def _rows(
 ) -> dict[str, rows_lib.Rows]:
   """The rows of each part; those to learn from are chosen."""
   limits = {"valid": config.eval_questions, "test": config.test_questions}
-  form, rows = make_form(config), {}
+  form, rows = make_form(config, corpus), {}
   for part in corpora.PARTS:
     documents = corpora.thin(getattr(corpus, part), limits.get(part, 0))
     rows[part] = rows_lib.Rows(documents, tokenizer, form)

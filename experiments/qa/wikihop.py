@@ -69,10 +69,13 @@ def parse(data: bytes, path: str) -> list[squad.Document]:
         f"{_WHAT}?"
       )
     ids.add(name)
+    found = records.places(text, answer)
+    if answer not in [a.text for a in found]:
+      found.append(squad.Answer(-1, answer))
     question = squad.Question(
       name,
       query.replace("_", " "),
-      tuple(records.places(text, answer)),
+      tuple(found),
       candidates=tuple(candidates),
     )
     documents.append(squad.Document(name, text, (question,)))

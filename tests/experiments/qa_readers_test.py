@@ -173,7 +173,7 @@ def test_wikihop_and_its_mistakes():
     "answer": "france",
   }
   (found,) = wikihop.parse(json.dumps([item]).encode(), "x")
-  assert [a.start for a in found.questions[0].answers] == [11, 19]
+  assert [a.start for a in found.questions[0].answers] == [11, 19, -1]
   assert found.questions[0].candidates == ("france", "spain")
   with pytest.raises(files.UserError, match="record 0: the answer 'italy'"):
     wikihop.parse(json.dumps([item | {"answer": "italy"}]).encode(), "x")

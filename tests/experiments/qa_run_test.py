@@ -17,6 +17,7 @@ from experiments.common import tokens
 from experiments.qa import corpora
 from experiments.qa import floors
 from experiments.qa import needle
+from experiments.qa import predictor
 from experiments.qa import reader
 from experiments.qa import rows as rows_lib
 from experiments.qa import squad
@@ -169,9 +170,9 @@ def test_what_is_learned_from():
 class _Oracle:
   """Says what `rows` hold, with a doubt that falls from row to row."""
 
-  def apply(self, variables, inputs, batch, *, mutable):
+  def apply(self, variables, batch, *, mutable):
     del variables, mutable
-    places = jnp.arange(inputs.shape[1])[None]
+    places = jnp.arange(batch["tokens"].shape[1])[None]
     score = 10.0 + batch["row"][:, None]
     start, end = (
       jnp.where(places == batch["spans"][:, :1, i], score, 0.0)
@@ -179,7 +180,7 @@ class _Oracle:
     )
     blocked = ~batch["allowed"]
     start, end = (jnp.where(blocked, -jnp.inf, x) for x in (start, end))
-    return answers.SpanLogits(start, end, None), {}
+    return reader.Said(answers.SpanLogits(start, end, None)), {}
 
 
 @pytest.mark.parametrize("may_be_none", [False, True])
@@ -187,7 +188,7 @@ def test_the_best_window_answers(may_be_none):
   """Windows without the answer vote for the first token, and lose."""
   documents = _documents()
   rows = _rows(documents, stride=8)
-  predict = reader.Predictor(
+  predict = predictor.Predictor(
     _Oracle(),  # pyrefly: ignore[bad-argument-type]
     sharding.make_mesh("data=1"),
     batch_size=4,
@@ -236,6 +237,7 @@ def test_needles_stand_anywhere():
   [
     ("needle", "dense", 512),
     ("needle", "bigbird", 2048),
+    ("needle", "etc", 2048),
     ("stories", "longformer", 1408),
     ("squad", "bigbird", 1024),
     ("accelerator", "natural_questions", 4096),
@@ -247,11 +249,16 @@ def test_every_configuration_makes_its_model(name, argument, length):
   config = module.get_config(argument)
   train.check(config)
   config = dataclasses.replace(config, num_layers=1)
-  model = train.make_model(config, 300, kinds=3)
-  inputs = jax.ShapeDtypeStruct((1, length), jnp.int32)
-  out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), inputs)
-  assert out.start.shape == (1, length)
-  assert out.types.shape == (1, 3)
+  documents = [*_documents(1, kind="yes"), *_documents()[1:]]
+  corpus = corpora.Corpus("codes", "by hand", documents, documents, documents)
+  model = train.make_model(config, 300, corpus)
+  rows = rows_lib.Rows(
+    documents, tokens.Bytes(), train.make_form(config, corpus)
+  )
+  batch = jax.tree.map(lambda x: x[None], rows[0])
+  out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), batch)
+  assert out.spans.start.shape == (1, length)
+  assert out.spans.types.shape == (1, 3)
 
 
 def test_what_is_refused(tmp_path):

@@ -26,7 +26,11 @@ _OPTIONS = {
 
 
 def get_config(method: str = "longformer") -> train.Config:
-  """The configuration, with the attention method that `method` names."""
+  """The configuration, with the attention method that `method` names.
+
+  `etc` is a model of its own, with a global token for every line.
+  """
+  etc = method == "etc"
   return train.Config(
     corpus="needle",
     needle_documents=800,
@@ -40,7 +44,11 @@ def get_config(method: str = "longformer") -> train.Config:
     max_question=16,
     max_answer=8,
     empty_rate=0.0,
-    method=method,
+    model="etc" if etc else "encoder",
+    positions="none" if etc else "rotary",
+    etc_radius=16,
+    max_sentences=96,
+    method="dense" if etc else method,
     method_options=_OPTIONS.get(method, {}),
     width=32,
     num_layers=2,

@@ -18,7 +18,14 @@ _OPTIONS = {
 
 def get_config(method: str = "etc") -> train.Config:
   """The configuration, with the method that `method` names."""
-  options = {"paragraphs": 8, "tokens": 8, "names": 8, "layers": 4}
+  options = {
+    "paragraphs": 8,
+    "tokens": 8,
+    "names": 8,
+    "hops": 2,
+    "layers": 4,
+    "read": 0,
+  }
   if method == "cut_off":
     options, method = {**options, "read": 32}, "dense"
   return train.Config(
