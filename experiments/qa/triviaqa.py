@@ -57,6 +57,8 @@ def _pages(item: Any, evidence: pathlib.Path, where: str) -> list[str]:
     if name not in item:
       continue  # Of the web's files only those with entities have pages.
     for page in records.field(item, name, list, where, _WHAT):
+      if isinstance(page, dict) and "Filename" not in page:
+        continue  # Published files have such; the page was not kept.
       file = records.field(page, "Filename", str, where, _WHAT)
       cure = f"{where} names it. {_EVIDENCE}"
       data = files.read_bytes(evidence / folder / file, cure)

@@ -27,9 +27,11 @@ class ParagraphRetrieval:
 
   A paragraph starts with its name and holds, anywhere, a pointer to the name of
   another paragraph and an answer; the rest is filler. Names are drawn anew for
-  every row. The question names a paragraph; after `hops - 1` pointers from
-  there stands the answer asked for. All paragraphs are alike, so that a model
-  that does not follow the names cannot do better than chance.
+  every row. There is a question for each number of hops, and all name the same
+  paragraph; after `hops - 1` pointers from there stands the answer to the last,
+  which is what counts. The others are learned, too. All paragraphs are alike,
+  so that a model that does not follow the names knows at most which answers a
+  row holds.
 
   Attributes:
     paragraphs: in a row.
@@ -97,12 +99,16 @@ class ParagraphRetrieval:
   @property
   def vocab_size(self) -> int:
     """Names, pointers, questions, answers, fillers, and a global token."""
-    return 3 * self.names + self.answers + _FILLERS + 1
+    return self._fillers + _FILLERS + 1
+
+  @property
+  def _fillers(self) -> int:
+    return (2 + self.hops) * self.names + self.answers
 
   def draw(self, rng: np.random.Generator, rows: int) -> task_lib.Batch:
-    """Draws `tokens [rows, length]`, `question [rows]`, `answer [rows]`."""
+    """Draws `tokens [rows, length]`, `question` and `answer [rows, hops]`."""
     shape = (rows, self.paragraphs)
-    fillers = 3 * self.names + self.answers
+    fillers = self._fillers
     text = rng.integers(fillers, fillers + _FILLERS, (*shape, self.tokens))
     name = np.argsort(rng.random((rows, self.names)), axis=1)
     name = name[:, : self.paragraphs]
@@ -114,20 +120,21 @@ class ParagraphRetrieval:
     places = np.argsort(rng.random((*shape, self.tokens - 1)), axis=2) + 1
     text[..., 0] = name
     pointer = self.names + np.take_along_axis(name, follow, axis=1)
-    answers = 3 * self.names + payload
+    answers = fillers - self.answers + payload
     for at, what in ((0, pointer), (1, answers)):
       where = places[..., at : at + 1]
       np.put_along_axis(text, where, what[..., None], axis=2)
     asked = rng.integers(0, self.paragraphs, (rows, 1))
-    question = 2 * self.names + np.take_along_axis(name, asked, axis=1)
-    for _ in range(self.hops - 1):
+    hop = np.arange(self.hops)
+    question = (2 + hop) * self.names + np.take_along_axis(name, asked, axis=1)
+    found = []
+    for _ in hop:
+      found.append(np.take_along_axis(payload, asked, axis=1))
       asked = np.take_along_axis(follow, asked, axis=1)
     return {
       "tokens": text.reshape(rows, self.length).astype(np.int32),
-      "question": question[:, 0].astype(np.int32),
-      "answer": np.take_along_axis(payload, asked, axis=1)[:, 0].astype(
-        np.int32
-      ),
+      "question": question.astype(np.int32),
+      "answer": np.concatenate(found, axis=1).astype(np.int32),
     }
 
   def make_model(
@@ -146,7 +153,7 @@ class ParagraphRetrieval:
         f"unknown method {method!r} of paragraph_retrieval; known: "
         f"{', '.join([*_ETC, *sorted(methods.METHODS)])}."
       )
-    sizes = methods.Sizes(self.seen + 1, self.layers, _HEADS)
+    sizes = methods.Sizes(self.seen + self.hops, self.layers, _HEADS)
     return Reader(
       encoder.EncoderConfig(
         vocab_size=self.vocab_size,
@@ -155,7 +162,7 @@ class ParagraphRetrieval:
         num_heads=_HEADS,
         methods=methods.make(method, sizes, options),
         norm="pre",
-        max_length=self.seen + 1,
+        max_length=self.seen + self.hops,
         dtype=dtype,
       ),
       self.answers,
@@ -163,21 +170,27 @@ class ParagraphRetrieval:
     )
 
   def measure(self, outputs: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """The loss in nats, and whether the likeliest answer is right."""
+    """The loss in nats, and whether the likeliest last answer is right."""
     logits, answer = jax.nn.log_softmax(outputs), batch["answer"]
-    nats = -jnp.take_along_axis(logits, answer[:, None], axis=1)[:, 0]
-    right = jnp.argmax(logits, axis=1) == answer
-    return nats, right.astype(jnp.float32)
+    nats = -jnp.take_along_axis(logits, answer[..., None], axis=2)[..., 0]
+    right = jnp.argmax(logits[:, -1], axis=1) == answer[:, -1]
+    return jnp.mean(nats, axis=1), right.astype(jnp.float32)
 
   def floors(self) -> dict[str, float]:
     """Expected accuracy of answers that need no names."""
-    return {"any answer": 1 / self.answers}
+    rows = self.draw(np.random.default_rng(0), 4096)
+    count = np.zeros((4096, self.answers))
+    first = self._fillers - self.answers
+    for i in range(self.answers):
+      count[:, i] = np.sum(rows["tokens"] == first + i, axis=1)
+    often = float(np.mean(count.max(axis=1))) / self.paragraphs
+    return {"any answer": 1 / self.answers, "most frequent of a row": often}
 
 
 class Reader(nn.Module):
-  """An encoder over the question and the paragraphs; answers from the first.
+  """An encoder over the questions and the paragraphs; answers from the first.
 
-  The question is the only global token of methods that have any.
+  The questions are the only global tokens of methods that have any.
   """
 
   cfg: encoder.EncoderConfig
@@ -186,34 +199,33 @@ class Reader(nn.Module):
 
   @nn.compact
   def __call__(self, batch: Any, *, train: bool = False) -> jax.Array:
-    """`[rows, answers]` logits."""
-    tokens = jnp.concatenate(
-      [batch["question"][:, None], batch["tokens"][:, : self.seen]], axis=1
-    )
+    """`[rows, hops, answers]` logits."""
+    asked = batch["question"]
+    tokens = jnp.concatenate([asked, batch["tokens"][:, : self.seen]], axis=1)
     x = encoder.Encoder(self.cfg)(tokens, train=train)
-    head = heads.ClassificationHead(num_classes=self.num_answers, hidden=0)
-    return head(x, train=train)
+    head = heads.TokenHead(num_outputs=self.num_answers)
+    return head(x[:, : asked.shape[1]], train=train)
 
 
 class EtcReader(nn.Module):
-  """An ETC model; the question is global, and paragraphs may be too."""
+  """An ETC model; questions are global, and paragraphs may be too."""
 
   task: ParagraphRetrieval
   cfg: etc.EtcModelConfig
 
   @nn.compact
   def __call__(self, batch: Any, *, train: bool = False) -> jax.Array:
-    """`[rows, answers]` logits."""
+    """`[rows, hops, answers]` logits."""
     rows, paragraphs = batch["tokens"].shape[0], self.task.paragraphs
-    structured = self.cfg.encoder.max_distance is not None
-    global_ = batch["question"][:, None]
+    structured, hops = self.cfg.encoder.max_distance is not None, self.task.hops
+    global_ = batch["question"]
     structure = None
     if structured:
-      ids = jnp.arange(paragraphs, dtype=jnp.int32) + 1
+      ids = jnp.arange(paragraphs, dtype=jnp.int32) + hops
       ids = jnp.repeat(ids, self.task.tokens)[None]
       summary = jnp.full((rows, paragraphs), self.task.vocab_size - 1)
       global_ = jnp.concatenate([global_, summary.astype(jnp.int32)], axis=1)
-      sees_all = jnp.arange(paragraphs + 1)[None] == 0
+      sees_all = jnp.arange(paragraphs + hops)[None] < hops
       structure = etc.etc_labels.EtcStructure(
         sentence_ids=jnp.broadcast_to(ids, batch["tokens"].shape),
         hard_global_to_long=True,
@@ -222,8 +234,8 @@ class EtcReader(nn.Module):
     _, x = etc.EtcModel(self.cfg)(
       batch["tokens"], global_, structure, train=train
     )
-    head = heads.ClassificationHead(num_classes=self.task.answers, hidden=0)
-    return head(x, train=train)
+    head = heads.TokenHead(num_outputs=self.task.answers)
+    return head(x[:, :hops], train=train)
 
 
 def _etc_config(

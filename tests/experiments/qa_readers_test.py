@@ -123,7 +123,7 @@ _TRIVIA: dict[str, Any] = {
     "Aliases": ["Rhône", "River Rhone"],
     "NormalizedAliases": ["rhône", "river rhone"],
   },
-  "EntityPages": [{"Filename": "Lyon.txt", "Title": "Lyon"}],
+  "EntityPages": [{"Filename": "Lyon.txt", "Title": "Lyon"}, {"Title": "Gone"}],
   "SearchResults": [{"Filename": "1/page.txt"}],
 }
 

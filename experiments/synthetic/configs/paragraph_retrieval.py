@@ -1,4 +1,4 @@
-"""Paragraph retrieval: 8 paragraphs of 8 tokens, one or two hops.
+r"""Paragraph retrieval: 4 paragraphs of 4 tokens, and two hops.
 
 Command:
   python -m experiments.synthetic.main --workdir=runs/retrieval \
@@ -10,8 +10,8 @@ Hardware: 2 CPU cores.
 from experiments.synthetic import train
 
 _OPTIONS = {
-  "bigbird": {"block": 8, "num_random": 1, "num_global": 1},
-  "longformer": {"window": 8, "num_global": 1},
+  "bigbird": {"block": 4, "num_random": 1, "num_global": 2},
+  "longformer": {"window": 4, "num_global": 2},
   "sliding_window": {"window": 5, "right": 4},
 }
 
@@ -19,26 +19,26 @@ _OPTIONS = {
 def get_config(method: str = "etc") -> train.Config:
   """The configuration, with the method that `method` names."""
   options = {
-    "paragraphs": 8,
-    "tokens": 8,
+    "paragraphs": 4,
+    "tokens": 4,
     "names": 8,
     "hops": 2,
     "layers": 4,
     "read": 0,
   }
   if method == "cut_off":
-    options, method = {**options, "read": 32}, "dense"
+    options, method = {**options, "read": 8}, "dense"
   return train.Config(
     task="paragraph_retrieval",
     task_options=options,
     method=method,
     method_options=_OPTIONS.get(method, {}),
-    steps=3000,
+    steps=5000,
     batch_size=64,
     learning_rate=2e-3,
     warmup_steps=100,
     final_learning_rate=0.02,
-    log_every=50,
-    eval_every=250,
-    checkpoint_every=250,
+    log_every=100,
+    eval_every=500,
+    checkpoint_every=500,
   )
