@@ -404,6 +404,34 @@ class HeadsTest(parameterized.TestCase):
       pooled = np.tanh(_linear(params["hidden_layer"], pooled))
     assert_close(got, _linear(params["out"], pooled))
 
+  @parameterized.parameters("products", "pair")
+  def test_retrieval(self, features):
+    head = heads.RetrievalHead(features=features)
+    texts = [
+      jax.random.normal(jax.random.key(i), (2, 3 + i, 4)) for i in (0, 1)
+    ]
+    mask = _mask([4, 2], 4)
+    params = _loud(jax.eval_shape(head.init, jax.random.key(0), *texts))[
+      "params"
+    ]
+    got = head.apply({"params": params}, *texts, second_mask=mask)
+    a, b = (
+      texts[0].mean(1),
+      np.stack([texts[1][0].mean(0), texts[1][1, :2].mean(0)]),
+    )
+    x = np.concatenate(
+      [a, b] if features == "pair" else [a, b, a * b, a - b], axis=-1
+    )
+    for i in range(1 if features == "products" else 2):
+      x = np.maximum(_linear(params[f"layer_{i}"], x), 0)
+    assert_close(got, _linear(params["out"], x))
+    with self.assertRaisesRegex(ValueError, "of the same B and D"):
+      head.apply({"params": params}, texts[0], texts[1][:1])
+    with self.assertRaisesRegex(ValueError, "products or pair"):
+      heads.RetrievalHead(features="sum").init(  # pyrefly: ignore
+        jax.random.key(0), *texts
+      )
+
   def test_token_head(self):
     head = heads.TokenHead(num_outputs=2)
     x = jax.random.normal(jax.random.key(0), (2, 4, 5))

@@ -127,6 +127,91 @@ class ClassificationHead(nn.Module, kw_only=True):
     return x.astype(jnp.float32)
 
 
+class RetrievalHead(nn.Module, kw_only=True):
+  """Says whether two texts belong together, from one encoder over each.
+
+  Neither text sees the other: encode both in one batch of twice as many rows,
+  and split it. What is pooled of each becomes features, layers with ReLU, and a
+  linear map.
+
+  Attributes:
+    num_classes: of the result.
+    features: `products` for `[a, b, a * b, a - b]`, `pair` for `[a, b]`.
+    hidden: widths of the layers with ReLU; None means that of the texts, and
+      half of it in a second one for `pair`.
+    pooling: as of `pool`.
+    dropout: rate before each linear map.
+    dtype: of the computation; None means that of inputs and parameters.
+    param_dtype: of the parameters.
+
+  Raises:
+    ValueError: if `features` is unknown or shapes do not fit.
+
+  Example:
+    >>> from jaxattn.models import heads
+    >>> head = heads.RetrievalHead()
+    >>> texts = jnp.ones((2, 5, 8)), jnp.ones((2, 7, 8))
+    >>> head.init_with_output(jax.random.key(0), *texts)[0].shape
+    (2, 2)
+
+  Source: the document retrieval of Tay et al., 2021 (Long Range Arena),
+  https://arxiv.org/abs/2011.04006, section 2.2.3: `products` is the paper's
+  form, `pair` that of its published code.
+  """
+
+  num_classes: int = 2
+  features: Literal["products", "pair"] = "products"
+  hidden: tuple[int, ...] | None = None
+  pooling: Pooling = "mean"
+  dropout: float = 0.0
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    first: jax.Array,
+    second: jax.Array,
+    *,
+    first_mask: masks.Mask = masks.FULL,
+    second_mask: masks.Mask = masks.FULL,
+    train: bool = False,
+  ) -> jax.Array:
+    """Logits `[B, num_classes]` in float32 of `[B, T, D]` and `[B, S, D]`."""
+    if self.features not in ("products", "pair"):
+      raise ValueError(
+        f"features must be products or pair, got {self.features!r}."
+      )
+    fits = first.ndim == second.ndim == 3
+    if not fits or first.shape[::2] != second.shape[::2]:
+      raise ValueError(
+        "both texts must be [B, length, D] of the same B and D, got "
+        f"{first.shape} and {second.shape}."
+      )
+    a = pool(first, pooling=self.pooling, mask=first_mask)
+    b = pool(second, pooling=self.pooling, mask=second_mask)
+    width = a.shape[-1]
+    found, hidden = [a, b], self.hidden
+    if self.features == "products":
+      found += [a * b, a - b]
+      hidden = (width,) if hidden is None else hidden
+    elif hidden is None:
+      hidden = (width, width // 2)
+    x = jnp.concatenate(found, axis=-1)
+    for i, size in enumerate((*hidden, self.num_classes)):
+      if i:
+        x = nn.relu(x)
+      x = layers.Projection(
+        features=(size,),
+        names=("mlp" if i else "embed", "mlp" if i < len(hidden) else None),
+        use_bias=True,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=f"layer_{i}" if i < len(hidden) else "out",
+      )(nn.Dropout(self.dropout, deterministic=not train)(x))
+    return x.astype(jnp.float32)
+
+
 class TokenHead(nn.Module, kw_only=True):
   """Maps every token to logits: tags, or starts and ends of an answer.
 
