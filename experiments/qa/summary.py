@@ -254,18 +254,13 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
     if config["stride"]
     else f"the first {config['length']} tokens, question included"
   )
-  facts_ = [
-    (name, *(x[k] for k in ("exact", "f1", "joint_exact", "joint_f1")))
-    for name, x in results["facts"].items()
-  ]
-  told = ("sentences", "exact match", "F1", "exact with answer", "F1 with it")
   return [
     (
       "Result",
       f"{report.table(columns, table)}\n\n{_standing(results)}\n\n"
       "![scores](scores.png)\n\n![loss](loss.png)",
     ),
-    *([("Supporting facts", report.table(told, facts_))] if facts_ else []),
+    *_fact_sections(results["facts"]),
     (
       "Where answers stand",
       report.table(("first answer", "questions", "exact match", "F1"), places),
@@ -285,3 +280,23 @@ def _sections(results: dict[str, Any]) -> list[tuple[str, str]]:
       report.code(json.dumps(config, indent=2, sort_keys=True)),
     ),
   ]
+
+
+def _fact_sections(
+  facts_: dict[str, dict[str, float]],
+) -> list[tuple[str, str]]:
+  """A table of supporting facts, if there are any."""
+  if not facts_:
+    return []
+  rows = [
+    (name, *(x[k] for k in ("exact", "f1", "joint_exact", "joint_f1")))
+    for name, x in facts_.items()
+  ]
+  columns = (
+    "sentences",
+    "exact match",
+    "F1",
+    "exact with answer",
+    "F1 with it",
+  )
+  return [("Supporting facts", report.table(columns, rows))]

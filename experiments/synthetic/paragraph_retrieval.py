@@ -112,10 +112,9 @@ class ParagraphRetrieval:
     text = rng.integers(fillers, fillers + _FILLERS, (*shape, self.tokens))
     name = np.argsort(rng.random((rows, self.names)), axis=1)
     name = name[:, : self.paragraphs]
-    # A cycle through all paragraphs: no pointer leads back to its own.
-    order = np.argsort(rng.random(shape), axis=1)
-    follow = np.empty(shape, int)
-    np.put_along_axis(follow, order, np.roll(order, -1, axis=1), axis=1)
+    # Any other one: in a cycle, to see who points here would rule out much.
+    other = rng.integers(1, self.paragraphs, shape)
+    follow = (np.arange(self.paragraphs) + other) % self.paragraphs
     payload = rng.integers(0, self.answers, shape)
     places = np.argsort(rng.random((*shape, self.tokens - 1)), axis=2) + 1
     text[..., 0] = name

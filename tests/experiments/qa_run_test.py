@@ -240,6 +240,7 @@ def test_needles_stand_anywhere():
     ("needle", "etc", 2048),
     ("stories", "longformer", 1408),
     ("squad", "bigbird", 1024),
+    ("squad_cpu", "longformer", 1024),
     ("accelerator", "natural_questions", 4096),
     ("accelerator", "hotpotqa_bigbird", 4096),
   ],

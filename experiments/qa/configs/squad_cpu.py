@@ -9,6 +9,9 @@ Command:
     --config=experiments/qa/configs/squad_cpu.py
 
 Hardware: 2 CPU cores, shared with other work.
+Time: 8 min 51 s in all.
+Result: F1 1.7, exact match 0.0 on 200 held-out questions; every floor wins, the
+most similar sentence with F1 19.0. Seed 0. `squad.py` is for an accelerator.
 """
 
 from experiments.qa import train
