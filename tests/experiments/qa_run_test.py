@@ -243,6 +243,7 @@ def test_needles_stand_anywhere():
     ("squad_cpu", "longformer", 1024),
     ("accelerator", "natural_questions", 4096),
     ("accelerator", "hotpotqa_bigbird", 4096),
+    ("accelerator", "wikihop_etc", 4096),
   ],
 )
 def test_every_configuration_makes_its_model(name, argument, length):

@@ -1,10 +1,10 @@
-r"""Long questions with the sizes of BigBird and Longformer, on an accelerator.
+r"""Long questions with the sizes of Longformer, BigBird, ETC: on an accelerator.
 
 Base models of 12 layers, width 768 and rows of 4,096 tokens, on files of
 Natural Questions, HotpotQA, TriviaQA or WikiHop that the user has. The papers
 start from RoBERTa's parameters, these runs from nothing or from those of
-`--config.initial`: so theirs are not the results to expect. Blocks and windows
-are theirs; learning rates, batches and steps are of their order.
+`--config.initial`: so theirs are not the results to expect. Blocks, windows and
+global tokens are theirs; learning rates, batches and steps are of their order.
 
 Command, of `<corpus>` or `<corpus>_<method>`:
   python -m experiments.qa.main --workdir=runs/qa_hotpotqa \
@@ -26,13 +26,16 @@ _OPTIONS = {
   # Beltagy et al., 2020, https://arxiv.org/abs/2004.05150, sections 5 and 6.
   "longformer": {"window": 512},
   "dense": {},
+  # Ainslie et al., 2020, https://arxiv.org/abs/2004.08483: a model of its own.
+  "etc": {},
 }
-# Corpus -> method, learning rate, rows a batch, steps, stride.
+# Corpus -> method, learning rate, rows a batch, steps, stride, and sentences with
+# a global token in ETC, of which the papers have 230 to 430 with the question.
 _CORPORA = {
-  "hotpotqa": ("longformer", 3e-5, 32, 14_000, 0),
-  "natural_questions": ("bigbird", 5e-5, 128, 14_000, 2048),
-  "triviaqa": ("longformer", 3e-5, 32, 20_000, 0),
-  "wikihop": ("longformer", 3e-5, 32, 20_000, 0),
+  "hotpotqa": ("longformer", 3e-5, 32, 14_000, 0, 192),
+  "natural_questions": ("bigbird", 5e-5, 128, 14_000, 2048, 160),
+  "triviaqa": ("longformer", 3e-5, 32, 20_000, 0, 256),
+  "wikihop": ("longformer", 3e-5, 32, 20_000, 0, 256),
 }
 
 
@@ -47,8 +50,9 @@ def get_config(what: str = "hotpotqa") -> train.Config:
       f"corpora are {', '.join(_CORPORA)}, with _ and one of "
       f"{', '.join(_OPTIONS)} after it or nothing; got {what!r}."
     )
-  usual, rate, rows, steps, stride = _CORPORA[corpus]
+  usual, rate, rows, steps, stride, sentences = _CORPORA[corpus]
   method = method or usual
+  etc = method == "etc"
   return train.Config(
     corpus=corpus,
     eval_questions=500,
@@ -58,7 +62,10 @@ def get_config(what: str = "hotpotqa") -> train.Config:
     stride=stride,
     max_question=64,
     empty_rate=0.05 if stride else 0.0,
-    method=method,
+    max_sentences=sentences,
+    model="etc" if etc else "encoder",
+    positions="none" if etc else "rotary",
+    method="dense" if etc else method,
     method_options=_OPTIONS[method],
     global_projections=method == "longformer",
     width=768,
