@@ -1,4 +1,4 @@
-r"""Long questions with the sizes of Longformer, BigBird, ETC: on an accelerator.
+r"""Long questions with the sizes of Longformer, BigBird and ETC.
 
 Base models of 12 layers, width 768 and rows of 4,096 tokens, on files of
 Natural Questions, HotpotQA, TriviaQA or WikiHop that the user has. The papers
@@ -29,8 +29,8 @@ _OPTIONS = {
   # Ainslie et al., 2020, https://arxiv.org/abs/2004.08483: a model of its own.
   "etc": {},
 }
-# Corpus -> method, learning rate, rows a batch, steps, stride, and sentences with
-# a global token in ETC, of which the papers have 230 to 430 with the question.
+# Corpus -> method, learning rate, rows a batch, steps, stride, and sentences
+# with a global token in ETC; the papers have 230 to 430 with the question.
 _CORPORA = {
   "hotpotqa": ("longformer", 3e-5, 32, 14_000, 0, 192),
   "natural_questions": ("bigbird", 5e-5, 128, 14_000, 2048, 160),
