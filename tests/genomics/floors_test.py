@@ -195,3 +195,17 @@ def test_sources_take_their_files(tmp_path, monkeypatch):
   assert found == [("e_coli/DH1.fa", b">1\nACGT\n")]
   with pytest.raises(files.UserError, match="a.deb holds no"):
     sources.GENOMES["fly_upstream"].extract(tmp_path / "a.deb")
+
+
+@pytest.mark.slow
+def test_markov_of_order_two_on_the_fly():
+  """The figure of docs/genomics.md, where the chromosome has been fetched."""
+  try:
+    genome = data.mapped("fly_chr2R")
+  except files.UserError as error:
+    pytest.skip(str(error))
+  size = genome.lengths["chr2R"]
+  codes = genome_lib.codes(genome, "chr2R", 0, size)
+  cut = size * 9 // 10
+  model = markov.Causal(2, [codes[:cut]], both_strands=False)
+  assert model.bits(codes[cut:]).mean() == pytest.approx(1.976, abs=5e-4)

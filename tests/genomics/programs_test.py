@@ -131,7 +131,7 @@ def test_scores_of_a_uniform_model(objective, name, size):
 def test_configurations_and_programs_exist(name):
   folder = _ROOT / "genomics" / name
   found = sorted((folder / "configs").glob("[a-z]*.py"))
-  assert len(found) == 3  # smoke, a CPU's, an accelerator's.
+  assert len(found) >= 3  # smoke, a CPU's, an accelerator's.
   for path in found:
     loaded = importlib.import_module(f"genomics.{name}.configs.{path.stem}")
     config = loaded.get_config()
