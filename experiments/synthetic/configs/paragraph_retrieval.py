@@ -4,7 +4,11 @@ Command:
   python -m experiments.synthetic.main --workdir=runs/retrieval \
     --config=experiments/synthetic/configs/paragraph_retrieval.py:etc
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, shared with other work.
+Time: 7 minutes; of the other methods 2 and a half.
+Result: accuracy on held-out rows, seed 0: etc and longformer 1.000, bigbird
+0.704; cut_off, which is dense upon the first half of a row, 0.412, dense 0.409.
+Guessing has 0.414.
 """
 
 from experiments.synthetic import train
