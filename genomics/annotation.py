@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import urllib.parse
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 import numpy as np
@@ -313,9 +314,26 @@ def read_vcf(path: str | pathlib.Path) -> list[Variant]:
 
   Source: pysam, https://github.com/pysam-developers/pysam.
   """
+  return list(stream_vcf(path))
+
+
+def stream_vcf(path: str | pathlib.Path) -> Iterator[Variant]:
+  """What `read_vcf` returns, one after the other.
+
+  Args:
+    path: of the file.
+
+  Yields:
+    The variants.
+
+  Raises:
+    UserError: if it cannot be read.
+
+  Source: as of `read_vcf`.
+  """
   pysam = genome_lib.need("pysam")
-  files.read_bytes(path)
-  found = []
+  if not pathlib.Path(path).is_file():
+    raise files.UserError(f"cannot read {path}: there is no such file.")
   try:
     with pysam.VariantFile(str(path)) as rows:
       for row in rows:
@@ -323,10 +341,9 @@ def read_vcf(path: str | pathlib.Path) -> list[Variant]:
           if not set(alt.upper()) - set("ACGTN"):
             name = row.id or ""
             form = (row.chrom, row.start, row.ref.upper(), alt.upper(), name)
-            found.append(Variant(*form))
+            yield Variant(*form)
   except (OSError, ValueError) as error:
     raise files.UserError(f"{path} is no VCF file: {error}") from error
-  return found
 
 
 def check_reference(

@@ -26,16 +26,8 @@ def _stop_at(step, patch):
   patch.setattr(loop.checkpoint.Checkpoints, "save", stopping)
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "pretrain",
-    pytest.param("promoter", marks=pytest.mark.slow),
-    pytest.param("chromatin", marks=pytest.mark.slow),
-    pytest.param("genes", marks=pytest.mark.slow),
-    pytest.param("species", marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny.PROGRAMS)
 def test_stopped_runs_end_as_whole_ones(name, tmp_path, monkeypatch, capsys):
   """Which rows come, what is hidden and dropped depends on the step alone."""
   pytest.importorskip("sklearn")
