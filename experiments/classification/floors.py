@@ -1,6 +1,7 @@
 """What any classifier of documents must beat."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,7 @@ def tf_idf(corpus: data.Corpus) -> float:
   try:
     from sklearn import exceptions
     from sklearn import linear_model
+    from sklearn import multiclass
     from sklearn.feature_extraction import text
   except ImportError as error:
     raise files.UserError(
@@ -77,7 +79,13 @@ def tf_idf(corpus: data.Corpus) -> float:
   )
   best = (-1.0, 0.0)
   for strength in _STRENGTHS:
-    model = linear_model.LogisticRegression(C=strength, max_iter=200)
+    model: Any = linear_model.LogisticRegression(C=strength, max_iter=200)
+    if len(corpus.classes) > 2:  # One for each: seconds, not many minutes.
+      model = multiclass.OneVsRestClassifier(
+        linear_model.LogisticRegression(
+          C=strength, solver="liblinear", dual=True
+        )
+      )
     with warnings.catch_warnings():
       warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
       model.fit(train, corpus.train.labels)

@@ -5,7 +5,11 @@ Command:
   python -m experiments.classification.main --workdir=runs/newsgroups \
     --config=experiments/classification/configs/newsgroups.py
 
-Hardware: 2 CPU cores, shared with other work.
+Hardware: 2 CPU cores.
+Time: 21 minutes beside three other runs, at 7,000 to 11,000 tokens a second;
+not measured on idle cores.
+Result: accuracy 0.711 on 7,528 test messages (95%: 0.700 to 0.721), seed 0,
+where TF-IDF and logistic regression have 0.854 and win.
 """
 
 from experiments.classification import train
