@@ -29,13 +29,14 @@ from genomics.pretrain import train as pretrain
 from genomics.promoter import train as promoter
 from genomics.species import train as species
 
-_PROGRAMS = {
-  "promoter": promoter,
-  "chromatin": chromatin,
-  "species": species,
-  "genes": genes,
-  "pretrain": pretrain,
-}
+_CONFIGS = (
+  ("promoter", promoter.Config),
+  ("chromatin", chromatin.Config),
+  ("species", species.Config),
+  ("genes", genes.Config),
+  ("pretrain", pretrain.Config),
+  ("pretrain", pretrain.PackedConfig),
+)
 _OBJECTIVES = {"chromatin": "outputs", "genes": "bases"}
 _MESH = "data=1,fsdp=1"
 # Rows of the embedding of A, C, G, T and of no base.
@@ -120,9 +121,9 @@ def load(workdir: str | pathlib.Path) -> Trained:
 def _config(workdir: pathlib.Path, held: dict[str, Any]) -> tuple[str, Any]:
   """The program that has just these fields, and its configuration."""
   given = {k: v for k, v in held.items() if not k.startswith("data.")}
-  for program, module in _PROGRAMS.items():
-    if {x.name for x in dataclasses.fields(module.Config)} == given.keys():
-      return program, module.Config(**given)
+  for program, kind in _CONFIGS:
+    if {x.name for x in dataclasses.fields(kind)} == given.keys():
+      return program, kind(**given)
   raise files.UserError(
     f"{workdir / 'config.json'} is of no run of genomics, or of one by another "
     "version. Name the workdir of a run of this version."

@@ -25,6 +25,7 @@ from genomics import places
 from genomics import promoters
 from genomics import results
 from genomics import tokenizers
+from genomics.pretrain import packed
 from genomics.pretrain import rows as rows_lib
 from jaxattn.models import heads
 
@@ -50,6 +51,16 @@ class Config(encoders.EncoderConfig):
   repeat_weight: float = 1.0  # Of tokens in lower case, repeats, in the loss.
   eval_windows: int = 0  # Of valid and of test, at most; 0: all.
   floor_bases: int = 20_000_000  # That floors count in, at most.
+
+
+@dataclasses.dataclass
+class PackedConfig(Config):
+  """A run whose rows hold several contigs that do not see each other.
+
+  Contigs are cut at unknown bases; `bases` is what a row holds at most.
+  """
+
+  least_bases: int = 32  # Of a piece that is worth a place.
 
 
 def check(config: Config) -> corpus.Masking:
@@ -87,13 +98,15 @@ def make_model(config: Config, vocab_size: int) -> heads.MaskedLanguageModel:
   )
   model = heads.MaskedLanguageModel(cfg)
   tokens = jax.ShapeDtypeStruct((1, config.length), jnp.int32)
-  valid = jax.ShapeDtypeStruct((1, config.length), jnp.bool_)
+  names = ("segments", "positions") if isinstance(config, PackedConfig) else ()
+  batch = dict.fromkeys(names, tokens)
+  batch["valid"] = jax.ShapeDtypeStruct((1, config.length), jnp.bool_)
 
-  def init(rng: jax.Array, tokens: jax.Array, valid: jax.Array) -> Any:
-    return model.init(rng, tokens, mask=_mask(config, valid))
+  def init(rng: jax.Array, tokens: jax.Array, batch: Any) -> Any:
+    return model.init(rng, tokens, **_seen(config, batch))
 
   try:
-    jax.eval_shape(init, jax.random.key(0), tokens, valid)
+    jax.eval_shape(init, jax.random.key(0), tokens, batch)
   except (ValueError, NotImplementedError) as error:
     raise files.UserError(
       f"method {config.method!r} does not take {config.objective} rows of "
@@ -102,11 +115,22 @@ def make_model(config: Config, vocab_size: int) -> heads.MaskedLanguageModel:
   return model
 
 
-def _mask(config: Config, valid: jax.Array) -> jaxattn.Mask:
+def _seen(config: Config, batch: Any) -> dict[str, Any]:
+  """The mask of rows, and the positions of those with several contigs."""
   # Padding stands at the end, where no token before looks.
-  if config.objective == "causal":
-    return jaxattn.CAUSAL
-  return encoders.padding(valid)
+  causal = config.objective == "causal"
+  mask = jaxattn.CAUSAL if causal else encoders.padding(batch["valid"])
+  if "segments" not in batch:
+    return {"mask": mask}
+  ids = batch["segments"]
+  found: dict[str, Any] = {
+    "mask": dataclasses.replace(
+      mask, query_segment_ids=ids, key_segment_ids=ids
+    )
+  }
+  if config.positions != "none":
+    found["positions"] = batch["positions"]
+  return found
 
 
 def sums_of(
@@ -164,7 +188,7 @@ def sums_of(
   logits, new = model.apply(
     {"params": params, **carried},
     inputs,
-    mask=_mask(config, batch["valid"]),
+    **_seen(config, batch),
     train=rng is not None,
     rngs=transformers.draws(rng),
     mutable=list(carried),
@@ -191,7 +215,7 @@ def evaluator(
   model: heads.MaskedLanguageModel,
   masking: corpus.Masking,
   mesh: jax.sharding.Mesh,
-) -> Callable[[Any, Any, rows_lib.Rows], dict[str, float]]:
+) -> Callable[[Any, Any, rows_lib.Rows | packed.Rows], dict[str, float]]:
   """Scores on windows: the same is hidden of each at all times, as [MASK].
 
   Args:
@@ -216,7 +240,7 @@ def evaluator(
   totals = transformers.Totals(sums, mesh)
 
   def evaluate(
-    params: Any, carried: Any, rows: rows_lib.Rows
+    params: Any, carried: Any, rows: rows_lib.Rows | packed.Rows
   ) -> dict[str, float]:
     batches = rows.batches(config.batch_size // config.accumulate)
     found = totals(params, carried, batches)
@@ -269,9 +293,14 @@ def load(config: Config) -> Data:
       intervals.Interval(r.chrom, r.start, r.end or genome.lengths[r.chrom])
       for r in regions
     ]
-    all_of = corpus.windows(
-      genome, found[part], config.bases, max_unknown=config.max_unknown
-    )
+    if isinstance(config, PackedConfig):
+      all_of = packed.pieces(
+        genome, found[part], _room(config), least=config.least_bases
+      )
+    else:
+      all_of = corpus.windows(
+        genome, found[part], config.bases, max_unknown=config.max_unknown
+      )
     if part != "train" and config.eval_windows:
       step = -(-len(all_of) // config.eval_windows)
       all_of = all_of[::step]
@@ -280,6 +309,33 @@ def load(config: Config) -> Data:
     [x for some in windows.values() for x in some], split
   )
   return Data(genome, found, windows)
+
+
+def _room(config: Config) -> int:
+  """Bases that a row holds, whatever the tokenizer."""
+  return max(min(config.bases, config.length - 2), 1)
+
+
+def make_rows(
+  config: Config, data: Data, part: str, tokenizer: tokenizers.Tokenizer
+) -> rows_lib.Rows | packed.Rows:
+  """Rows of a part; of the train part on both strands if the run says so.
+
+  Args:
+    config: of the run.
+    data: of `load`.
+    part: train, valid or test.
+    tokenizer: of the rows.
+
+  Returns:
+    The rows.
+  """
+  windows = data.windows[part]
+  form = {"both_strands": config.both_strands and part == "train"}
+  inputs = (data.genome, windows, tokenizer, config.length)
+  if isinstance(config, PackedConfig):
+    return packed.Rows(*inputs, bases=config.bases, **form)
+  return rows_lib.Rows(*inputs, **form)
 
 
 def floors_of(config: Config, data: Data) -> dict[str, float]:
@@ -331,14 +387,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   data = load(config)
   sizes = {part: len(x) for part, x in data.windows.items()}
   rows = {
-    part: rows_lib.Rows(
-      data.genome,
-      x,
-      tokenizer,
-      config.length,
-      both_strands=config.both_strands and part == "train",
-    )
-    for part, x in data.windows.items()
+    part: make_rows(config, data, part, tokenizer) for part in data.windows
   }
   held = {
     part: results.digest([x["ids"] for x in map(some.__getitem__, _some(some))])
@@ -371,7 +420,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   )
 
 
-def _some(rows: rows_lib.Rows) -> list[int]:
+def _some(rows: rows_lib.Rows | packed.Rows) -> list[int]:
   """Up to a hundred rows that lie evenly among all."""
   return [int(i) for i in np.linspace(0, len(rows) - 1, min(len(rows), 100))]
 
@@ -380,7 +429,7 @@ def _task(
   config: Config,
   model: heads.MaskedLanguageModel,
   masking: corpus.Masking,
-  rows: rows_lib.Rows,
+  rows: rows_lib.Rows | packed.Rows,
   evaluate: Any,
 ) -> loop.Task:
   def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
@@ -422,6 +471,7 @@ def _report(
     "compares at the same rate and span only. At evaluation [MASK] stands for "
     "all of them. The floors see every neighbour, the model sees some hidden.",
   }
+  at_most = "at most " if isinstance(config, PackedConfig) else ""
   warning = " Overlapping tokens show what is hidden through their neighbours."
   return results.write(
     config,
@@ -429,7 +479,8 @@ def _report(
     workdir,
     result,
     title=f"A {config.objective} model of {config.genome}",
-    what=f"{sizes['test']:,} windows of {config.bases:,} bases of "
+    what=f"{sizes['test']:,} windows of "
+    f"{at_most}{config.bases:,} bases of "
     f"{config.test}",
     how=how[config.objective] + (warning if tokenizer.overlapping else ""),
     headline="bits_per_base",
