@@ -309,6 +309,30 @@ def test_tracks(tmp_path):
     _ = tracks.BigWig(path).lengths
 
 
+def test_intervals_of_bigbed(tmp_path):
+  pybigtools = pytest.importorskip("pybigtools")
+  path = tmp_path / "a.bb"
+  rows = [("c", 5, 20, "a\t0\t-"), ("c", 40, 50, "b\t0\t."), ("d", 1, 3, "")]
+  pybigtools.open(str(path), "w").write({"c": 60, "d": 9}, iter(rows))
+  track = tracks.BigBed(path)
+  assert dict(track.lengths) == {"c": 60, "d": 9}
+  found = track.overlapping(intervals.Interval("c", -5, 99))
+  assert found == [
+    intervals.Interval("c", 5, 20, "-", "a"),
+    intervals.Interval("c", 40, 50, "+", "b"),
+  ]
+  assert track.overlapping(intervals.Interval("c", 19, 40)) == found[:1]
+  assert track.overlapping(intervals.Interval("c", 20, 40)) == []
+  (bare,) = track.overlapping(intervals.Interval("d", 0, 9))
+  assert (bare.start, bare.end, bare.name) == (1, 3, "")
+  with pytest.raises(files.UserError, match="has no sequence 'e'"):
+    track.overlapping(intervals.Interval("e", 0, 2))
+  other = tmp_path / "a.bw"
+  pybigtools.open(str(other), "w").write({"c": 60}, [("c", 1, 2, 1.0)])
+  with pytest.raises(files.UserError, match="is bigWig"):
+    _ = tracks.BigBed(other).lengths
+
+
 def test_lifting(tmp_path):
   """Two blocks of one chain, ten bases apart there and none here."""
   pytest.importorskip("liftover")
