@@ -122,7 +122,9 @@ def _all_texts(
   return sorted(found.items(), key=lambda item: -item[1])
 
 
-def _naive(model, variables, row: int, length: int, beams: int, alpha: float):
+def _naive(
+  model, variables, row: int, length: int, beams: int, alpha: float, least=0
+):
   """A search in Python that computes everything anew and stops at the end."""
   alive, done = [((), 0.0)], []
   for count in range(length):
@@ -139,7 +141,7 @@ def _naive(model, variables, row: int, length: int, beams: int, alpha: float):
     done += [
       (text, total / _penalty(count + 1, alpha))
       for text, total in grown
-      if text[-1] == _END
+      if text[-1] == _END and count >= least
     ]
     done = sorted(done, key=lambda item: -item[1])[:beams]
     alive = [item for item in grown if item[0][-1] != _END][:beams]
@@ -221,6 +223,22 @@ class BeamSearchTest(parameterized.TestCase):
       self.assertEqual(len(short), len(set(short)))
     self.assertTrue(bool(got.finished.all()))
 
+  @parameterized.parameters(1, 5)
+  def test_no_text_ends_before_the_least(self, least):
+    model, variables = _model()
+    options: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 3}
+    free = _search(model, variables, **options)
+    got = _search(model, variables, min_new_tokens=least, **options)
+    shortest = jnp.sum(got.tokens != _END, axis=-1)[got.finished].min()
+    self.assertGreaterEqual(int(shortest), least)
+    self.assertLess(int(jnp.sum(free.tokens != _END, axis=-1).min()), least)
+    for row in range(2):
+      want = _naive(model, variables, row, 8, 3, 0.8, least)
+      finished = np.asarray(got.finished[row])
+      np.testing.assert_array_equal(
+        np.asarray(got.tokens[row])[finished], [t for t, _ in want]
+      )
+
   def test_bad_options_are_refused(self):
     model, variables = _model()
     good: dict[str, Any] = {"max_new_tokens": 4}
@@ -230,6 +248,7 @@ class BeamSearchTest(parameterized.TestCase):
       ({"alpha": float("nan")}, "alpha must be finite"),
       ({"no_repeat_ngram": -1}, "no_repeat_ngram must not be negative"),
       ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+      ({"min_new_tokens": 5}, r"min_new_tokens must be in \[0, 4\], max_new"),
       ({"max_new_tokens": 13}, "max_length 13 exceeds max_length 12"),
     ):
       with self.assertRaisesRegex(ValueError, message):

@@ -60,6 +60,7 @@ class Config(encoders.EncoderConfig):
   num_beams: int = 4
   length_penalty: float = 0.8  # alpha of Wu et al.; 0 favours short texts.
   no_repeat_ngram: int = 3  # 0 for no limit.
+  min_length: int = 0  # Tokens before which no summary ends.
   eval_articles: int = 100  # Written and scored at the end, at most; 0: all.
   watched_articles: int = 128  # Whose loss is watched, at most; 0: all.
   lead_sentences: int = 0  # Of the floors; 0: as many as summaries have.
@@ -77,6 +78,7 @@ def check(config: Config) -> None:
     "train_articles",
     "length_penalty",
     "no_repeat_ngram",
+    "min_length",
     "eval_articles",
     "watched_articles",
     "lead_sentences",
@@ -86,6 +88,11 @@ def check(config: Config) -> None:
       raise files.UserError(
         f"--config.{name} must not be negative, got {getattr(config, name)}."
       )
+  if config.min_length > config.target_length:
+    raise files.UserError(
+      f"--config.min_length {config.min_length} must not exceed "
+      f"--config.target_length {config.target_length}."
+    )
   make_model(config, 257)
 
 
@@ -164,6 +171,7 @@ def written(
       num_beams=config.num_beams,
       alpha=config.length_penalty,
       no_repeat_ngram=config.no_repeat_ngram,
+      min_new_tokens=config.min_length,
       source_mask=encoders.padding(jnp.asarray(batch["valid"])),
     )
     best = np.asarray(jax.device_get(beams.tokens))[:, 0]

@@ -77,6 +77,7 @@ def beam_search(
   num_beams: int = 4,
   alpha: float = 0.8,
   no_repeat_ngram: int = 0,
+  min_new_tokens: int = 0,
   source_mask: masks.Mask = masks.FULL,
   global_positions: jax.Array | None = None,
   source_positions: jax.Array | None = None,
@@ -101,6 +102,7 @@ def beam_search(
       0.95 by data set.
     no_repeat_ngram: static; no text holds the same tokens of this number twice.
       0 for no limit.
+    min_new_tokens: before which no text may end.
     source_mask: without segment ids.
     global_positions: as of `Encoder`.
     source_positions: as of `Encoder`.
@@ -132,6 +134,11 @@ def beam_search(
   """
   seq2seq.check_source(source, source_mask, max_new_tokens)
   _check(model, num_beams, alpha, no_repeat_ngram, start_id, eos_id)
+  if not 0 <= min_new_tokens <= max_new_tokens:
+    raise ValueError(
+      f"min_new_tokens must be in [0, {max_new_tokens}], max_new_tokens, got "
+      f"{min_new_tokens}."
+    )
   return _beam_search(
     model,
     variables,
@@ -142,6 +149,7 @@ def beam_search(
     jnp.int32(start_id),
     jnp.int32(eos_id),
     jnp.float32(alpha),
+    jnp.int32(min_new_tokens),
     max_new_tokens=max_new_tokens,
     num_beams=num_beams,
     no_repeat_ngram=no_repeat_ngram,
@@ -186,6 +194,7 @@ def _beam_search(
   start_id: jax.Array,
   eos_id: jax.Array,
   alpha: jax.Array,
+  min_new_tokens: jax.Array,
   *,
   max_new_tokens: int,
   num_beams: int,
@@ -220,6 +229,8 @@ def _beam_search(
     )
     new = jax.nn.log_softmax(logits.astype(jnp.float32))
     new = new.reshape(batch, num_beams, -1)
+    early = search.step < min_new_tokens
+    new = new.at[..., eos_id].add(jnp.where(early, -jnp.inf, 0.0))
     if no_repeat_ngram:
       repeats = functools.partial(
         _repeats,

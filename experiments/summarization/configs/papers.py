@@ -25,6 +25,7 @@ def get_config(method: str = "longformer") -> train.Config:
     vocab_size=2000,
     length=1024,
     target_length=160,
+    min_length=40,
     method=method,
     method_options=_OPTIONS.get(method, {}),
     width=128,
