@@ -15,13 +15,20 @@ import jaxattn
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_LONG = ("encoders", "etc", "patterns", "reversible", "routing", "sinkhorn")
 _BLOCK = re.compile(
   r"(?P<skip><!-- not run[^>]*-->\s*)?^```python\n(?P<code>.*?)^```",
   re.MULTILINE | re.DOTALL,
 )
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def _marked(page):
+  """Pages whose examples take ten seconds and more to compile are slow."""
+  marks = [pytest.mark.slow] if page.stem in _LONG else []
+  return pytest.param(page, id=page.name, marks=marks)
+
+
+@pytest.mark.parametrize("page", [_marked(page) for page in _PAGES])
 def test_code_blocks_run(page):
   names = dict(jax=jax, jnp=jnp, np=np, jaxattn=jaxattn)
   text = page.read_text()

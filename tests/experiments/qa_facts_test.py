@@ -170,10 +170,10 @@ def _files(folder, make):
 @pytest.mark.parametrize(
   ("corpus", "make", "model"),
   [
-    ("hotpotqa", _hop, "encoder"),
+    pytest.param("hotpotqa", _hop, "encoder", marks=pytest.mark.slow),
     ("hotpotqa", _hop, "etc"),
     ("wikihop", _choice, "encoder"),
-    ("wikihop", _choice, "etc"),
+    pytest.param("wikihop", _choice, "etc", marks=pytest.mark.slow),
   ],
 )
 def test_a_run_to_its_report(corpus, make, model, tmp_path, capsys):
