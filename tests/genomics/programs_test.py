@@ -137,7 +137,7 @@ def test_configurations_and_programs_exist(name):
     config = loaded.get_config()
     assert isinstance(config, tiny.module(name).Config)
     _make(name, config)
-    assert "\nCommand" in loaded.__doc__
+    assert "Command:" in loaded.__doc__
   assert f"genomics.{name}.main" in (folder / "main.py").read_text()
 
 
