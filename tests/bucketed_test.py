@@ -253,7 +253,7 @@ def test_wrong_arguments_are_named():
     run(q, k, v, groups[0])
   with pytest.raises(ValueError, match="integers"):
     run(q, k, v, groups.astype(jnp.float32))
-  with pytest.raises(NotImplementedError, match="pallas|Pallas"):
+  with pytest.raises(NotImplementedError, match="need a TPU"):
     run(q, k, v, groups, implementation="pallas")
   for options in (dict(chunk=0), dict(before=-1), dict(window=0)):
     with pytest.raises(ValueError, match="must be"):

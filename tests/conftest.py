@@ -46,6 +46,7 @@ STRICT_DTYPES = frozenset(
     "bigbird_test",
     "block_sparse_test",
     "bucketed_test",
+    "bucketed_tpu_test",
     "etc_method_test",
     "etc_test",
     "dispatch_test",

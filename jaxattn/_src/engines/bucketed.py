@@ -12,6 +12,7 @@ from jaxattn._src import base
 from jaxattn._src import dispatch
 from jaxattn._src import masks
 from jaxattn._src import merge
+from jaxattn._src.engines import bucketed_edges
 from jaxattn._src.engines import bucketed_order
 from jaxattn._src.engines import bucketed_rounds
 from jaxattn._src.engines import head_loop
@@ -19,6 +20,7 @@ from jaxattn._src.engines import pair_tiles
 
 Reach = bucketed_order.Reach
 HONOURS = masks.ALL_FIELDS
+_ALIGNED = 16  # Tokens that a chunk of a kernel is a multiple of, any dtype.
 
 
 def bucketed_attention(
@@ -56,7 +58,9 @@ def bucketed_attention(
     mask: every field is honoured; tokens are sorted by key positions.
     exclude_self: whether a token does not see itself.
     scale: factor of the scores, default `1 / sqrt(H)`.
-    implementation: None picks the best that serves the call.
+    implementation: None picks the best that serves the call; "xla" or "pallas"
+      asks for one. The kernels, for TPU, take chunks that are multiples of 8
+      tokens in float32 and of 16 in bfloat16.
 
   Returns:
     A `Partial`: `out [*B, T, N, V]` and `lse [*B, T, N]`, float32; `(0, -inf)`
@@ -86,7 +90,15 @@ def bucketed_attention(
     )
   _check_groups(groups, query.shape)
   mask.check(batch, length, length)
-  dispatch.choose("bucketed", implementation)
+  kernels = dispatch.kernel_device() == "tpu" and implementation != "xla"
+  # A kernel fills up a sequence that is shorter than a chunk.
+  longest = -(-length // _ALIGNED) * _ALIGNED if kernels else length
+  reach = dataclasses.replace(reach, chunk=max(1, min(reach.chunk, longest)))
+  choice = dispatch.choose(
+    "bucketed",
+    implementation,
+    _obstacles(query, key, value, reach, mask.causal),
+  )
   rows, value_dim = math.prod(batch), value.shape[-1]
   if rows == 0 or length == 0:
     shape = (*query.shape[:-1], value_dim)
@@ -94,8 +106,8 @@ def bucketed_attention(
       jnp.zeros(shape, jnp.float32),
       jnp.full(shape[:-1], -jnp.inf, jnp.float32),
     )
-  call = bucketed_rounds.Call(
-    reach=dataclasses.replace(reach, chunk=min(reach.chunk, length)),
+  call = bucketed_edges.Call(
+    reach=reach,
     causal=mask.causal,
     exclude_self=exclude_self,
     tiles=pair_tiles.Tiles(
@@ -103,6 +115,7 @@ def bucketed_attention(
       dispatch.precision(query.dtype),
     ),
     budget=dispatch.gathered_budget(),
+    choice=choice,
   )
   ids = bucketed_order.ids_of(mask, batch, length)
   groups = groups.astype(jnp.int32).reshape(-1, rows, length, heads)
@@ -119,6 +132,28 @@ def bucketed_attention(
   )
 
 
+def _obstacles(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  reach: Reach,
+  causal: bool,
+) -> dict[str, str | None]:
+  """Why the kernels cannot serve a call, by their device."""
+  if dispatch.kernel_device() != "tpu":
+    return {"tpu": ""}
+  # Imported where they are used: a version of JAX or a platform without them
+  # still has the others.
+  from jaxattn._src.pallas import bucketed_tpu
+
+  chunks = 1 + sum(reach.span(causal))
+  return {
+    "tpu": bucketed_tpu.obstacle(
+      query, key, value, chunk=reach.chunk, chunks=chunks
+    )
+  }
+
+
 def _check_groups(groups: jax.Array, shape: tuple[int, ...]) -> None:
   fits = groups.ndim == len(shape) and groups.shape[1:] == shape[:-1]
   if not fits or groups.shape[0] < 1:
@@ -132,7 +167,7 @@ def _check_groups(groups: jax.Array, shape: tuple[int, ...]) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-  call: bucketed_rounds.Call,
+  call: bucketed_edges.Call,
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,

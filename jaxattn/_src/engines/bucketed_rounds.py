@@ -10,34 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._src import merge
+from jaxattn._src.engines import bucketed_edges
 from jaxattn._src.engines import bucketed_order
 from jaxattn._src.engines import pair_tiles
 
 _NOWHERE = -(1 << 30)  # The place of a token in a round that is not compared.
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-  """Static facts of one call.
-
-  Attributes:
-    reach: what a token sees.
-    causal: whether positions are compared.
-    exclude_self: whether a token does not see itself.
-    tiles: how tiles are computed.
-    budget: scores in flight at a time; bounds the temporary memory.
-  """
-
-  reach: bucketed_order.Reach
-  causal: bool
-  exclude_self: bool
-  tiles: pair_tiles.Tiles
-  budget: int
-
-  @property
-  def span(self) -> tuple[int, int]:
-    """Chunks before and after the own one."""
-    return self.reach.span(self.causal)
 
 
 class Order(NamedTuple):
@@ -54,17 +31,6 @@ class Order(NamedTuple):
   group: jax.Array | None
 
 
-class _Side(NamedTuple):
-  """What is compared of queries or keys, `[tiles, tokens]` each, or None."""
-
-  index: jax.Array  # Keys that are not there: T.
-  segment: jax.Array | None
-  position: jax.Array | None
-  group: jax.Array | None
-  places: tuple[jax.Array, ...]  # One for each round before.
-  groups: tuple[jax.Array, ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Round:
   """One round: tokens in its order, cut into chunks of `[F, C]`.
@@ -72,11 +38,12 @@ class _Round:
   F counts the chunks of all rows and heads.
   """
 
-  call: Call
+  call: bucketed_edges.Call
   shape: tuple[int, int, int]  # B, N, T
   index: jax.Array  # [B, N, T]
   rank: jax.Array  # [B, N, T]
-  sides: tuple[_Side, _Side]  # Queries and keys, padded.
+  # Of queries and keys, padded.
+  sides: tuple[bucketed_edges.Side, bucketed_edges.Side]
 
   @property
   def chunks(self) -> int:
@@ -91,7 +58,9 @@ class _Round:
   @property
   def size(self) -> int:
     """Tiles at a time."""
-    chunk, seen = self.call.reach.chunk, 1 + sum(self.call.span)
+    if self.call.choice.name != "xla":
+      return 1  # A kernel walks over them itself.
+    chunk, seen = self.call.reach.chunk, self.call.width
     return pair_tiles.group_size(
       self.count, unit=chunk * chunk * seen, budget=self.call.budget
     )
@@ -135,7 +104,7 @@ class _Round:
 
   def seen(self, x: jax.Array, start: jax.Array) -> jax.Array:
     """Tiles of keys that the queries from `start` on see."""
-    width = 1 + sum(self.call.span)
+    width = self.call.width
     x = jax.lax.dynamic_slice_in_dim(x, start, self.size + width - 1)
     return jnp.concatenate([x[i : i + self.size] for i in range(width)], axis=1)
 
@@ -143,7 +112,7 @@ class _Round:
     self, total: jax.Array, start: jax.Array, x: jax.Array
   ) -> jax.Array:
     """Adds tiles of keys to the chunks that they are made of."""
-    width, chunk = 1 + sum(self.call.span), self.call.reach.chunk
+    width, chunk = self.call.width, self.call.reach.chunk
     size = self.size + width - 1
     part = jax.lax.dynamic_slice_in_dim(total, start, size)
     for i in range(width):
@@ -156,60 +125,39 @@ class _Round:
     own, seen = self.sides
     own = jax.tree.map(lambda x: self.own(x, start)[:, :, None], own)
     seen = jax.tree.map(lambda x: self.seen(x, start)[:, None], seen)
-    call, length = self.call, self.shape[2]
-    key_index = jnp.where(self._exists(start), seen.index, length)
-    indexed = call.causal and own.position is None
-    if indexed and call.exclude_self:
-      keep = own.index > key_index
-    elif indexed:
-      keep = own.index >= key_index
-    else:
-      keep = key_index < length
-      if call.exclude_self:
-        keep = keep & (own.index != key_index)
-    if call.causal and own.position is not None:
-      keep = keep & (own.position >= seen.position)
-    if own.segment is not None:
-      keep = keep & (own.segment == seen.segment)
-    return self._reached(keep, own, seen)
-
-  def _exists(self, start: jax.Array) -> jax.Array:
-    """Whether a chunk that is seen is of the own row, `[tiles, 1, keys]`."""
-    before, after = self.call.span
     tile = start + jnp.arange(self.size, dtype=jnp.int32)
+    there = self.exists(tile)[:, None]
+    seen = seen._replace(index=jnp.where(there, seen.index, self.shape[2]))
+    chunk = self.call.reach.chunk
+    row = np.arange(chunk, dtype=np.int32)[None, :, None]
+    column = np.arange(self.call.width * chunk, dtype=np.int32)[None, None]
+    return bucketed_edges.keep(self.call, self.shape[2], own, seen, row, column)
+
+  def facts(self) -> tuple[bucketed_edges.Side, bucketed_edges.Side]:
+    """What is compared in every chunk, `[F, C]` and `[F, S]`."""
+    own, seen = self.sides
+    width, count = self.call.width, self.count
+    seen = jax.tree.map(
+      lambda x: jnp.concatenate([x[i : i + count] for i in range(width)], 1),
+      seen,
+    )
+    there = self.exists(jnp.arange(count, dtype=jnp.int32))
+    index = jnp.where(there, seen.index, self.shape[2])
+    return own, seen._replace(index=index)
+
+  def of_keys(self, x: jax.Array, heads: int) -> jax.Array:
+    """Sums of padded chunks of keys, in the order of the tokens."""
+    at = self.call.span[0]
+    return _grouped(self.unsorted(x[at : at + self.count]), heads)
+
+  def exists(self, tile: jax.Array) -> jax.Array:
+    """Whether what a tile sees is of its own row, `[tiles, keys]`."""
+    before, after = self.call.span
     step = jnp.arange(-before, after + 1, dtype=jnp.int32)[None]
     number = (tile % self.chunks)[:, None] + step
     there = (number >= 0) & (number < self.chunks)
     there = there & (tile < self.count)[:, None]
-    return jnp.repeat(there, self.call.reach.chunk, axis=1)[:, None]
-
-  def _reached(self, keep: jax.Array, own: _Side, seen: _Side) -> jax.Array:
-    """Of `keep` what the round reaches, and no round before it has."""
-    reach = self.call.reach
-    back, ahead = reach.steps(self.call.causal)
-    if reach.window is not None:
-      band = _band(reach.chunk, self.call.span, back, ahead)
-      keep = keep & jnp.asarray(band)[None]
-    if own.group is not None:
-      keep = keep & (own.group == seen.group)
-    for i, (place, other) in enumerate(
-      zip(own.places, seen.places, strict=True)
-    ):
-      step = other - place
-      met = (step >= -back) & (step <= ahead)
-      if own.groups:
-        met = met & (own.groups[i] == seen.groups[i])
-      keep = keep & ~met
-    return keep
-
-
-def _band(
-  chunk: int, span: tuple[int, int], back: int, ahead: int
-) -> np.ndarray:
-  """Queries of a chunk to the keys of its span: the near ones."""
-  query = np.arange(chunk)[:, None] + span[0] * chunk
-  step = np.arange((1 + sum(span)) * chunk)[None] - query
-  return (step >= -back) & (step <= ahead)
+    return jnp.repeat(there, self.call.reach.chunk, axis=1)
 
 
 def _cut(x: jax.Array, chunk: int, fill: int = 0) -> jax.Array:
@@ -229,7 +177,7 @@ def _pad(x: jax.Array, before: int, after: int) -> jax.Array:
 
 
 def _round(
-  call: Call,
+  call: bucketed_edges.Call,
   ids: bucketed_order.Ids,
   order: Order,
   number: jax.Array | int,
@@ -264,7 +212,7 @@ def _round(
   compared = tuple(
     jnp.where(i < number, x, _NOWHERE) for i, x in enumerate(places)
   )
-  query = _Side(
+  query = bucketed_edges.Side(
     query_index,
     of_token(ids.query_segment),
     of_token(ids.query_position),
@@ -272,7 +220,7 @@ def _round(
     compared,
     groups,
   )
-  key = _Side(
+  key = bucketed_edges.Side(
     key_index,
     of_token(ids.key_segment),
     of_token(ids.key_position),
@@ -302,8 +250,17 @@ def _over_rounds(order: Order, one: Any, start: Any, add: Any) -> Any:
   return jax.lax.scan(step, start(), (numbers, order))[0]
 
 
+def _kernels() -> Any:
+  """The module of the kernels."""
+  # Imported where they are used: a version of JAX or a platform without them
+  # still has the others.
+  from jaxattn._src.pallas import bucketed_tpu
+
+  return bucketed_tpu
+
+
 def forward(
-  call: Call,
+  call: bucketed_edges.Call,
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
@@ -325,6 +282,9 @@ def forward(
     found = _round(call, ids, order, number, own)
     q = found.padded_queries(found.sorted(query))
     k, v = (found.padded_keys(found.sorted(x)) for x in (key, value))
+    if call.choice.name != "xla":
+      done = _kernels().forward(call, query.shape[1], (q, k, v), found.facts())
+      return merge.Partial(*map(found.unsorted, done))
 
     def visit(start: jax.Array) -> tuple[jax.Array, jax.Array]:
       return call.tiles.forward(
@@ -349,7 +309,7 @@ def forward(
 
 
 def backward(
-  call: Call,
+  call: bucketed_edges.Call,
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
@@ -367,6 +327,14 @@ def backward(
       found.padded_queries(found.sorted(x)) for x in (query, dout, numbers)
     )
     k, v = (found.padded_keys(found.sorted(x)) for x in (key, value))
+    if call.choice.name != "xla":
+      dq, *others = _kernels().backward(
+        call, query.shape[1], (q, k, v), found.facts(), (do, line)
+      )
+      return (
+        found.unsorted(dq),
+        *(found.of_keys(x, key.shape[2]) for x in others),
+      )
 
     def visit(total: Any, start: jax.Array) -> tuple[Any, jax.Array]:
       line_rows = found.own(line, start)
@@ -385,12 +353,7 @@ def backward(
     zero = [jnp.zeros(x.shape, jnp.float32) for x in (k, v)]
     total, dq = jax.lax.scan(visit, zero, found.starts)
     dq = found.unsorted(dq.reshape(-1, *dq.shape[2:])[: found.count])
-    at = call.span[0]
-    of_keys = (
-      _grouped(found.unsorted(x[at : at + found.count]), key.shape[2])
-      for x in total
-    )
-    return (dq, *of_keys)
+    return (dq, *(found.of_keys(x, key.shape[2]) for x in total))
 
   def start() -> tuple[jax.Array, ...]:
     return tuple(jnp.zeros(x.shape, jnp.float32) for x in (query, key, value))
