@@ -8,6 +8,9 @@ Command:
     --config=experiments/summarization/configs/papers.py
 
 Hardware: 2 CPU cores, shared with other work.
+Time: 6 min 55 s in all.
+Result: ROUGE-1 / 2 / Lsum 15.7 / 2.8 / 14.4 on 100 held-out papers, below
+lead-6 (35.5 / 9.5 / 32.0) and the oracle (63.5 / 34.9 / 58.9). Seed 0.
 """
 
 from experiments.summarization import train
