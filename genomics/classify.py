@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from experiments.common import checkpoint
 from experiments.common import data as rows_lib
 from experiments.common import encoders
 from experiments.common import files
@@ -39,7 +37,6 @@ class ClassifierConfig(encoders.EncoderConfig):
   pooling: str = "mean"  # mean, first (which is [CLS]).
   both_strands: bool = False  # Learn from both; the mean of both at the end.
   positive_weight: float = 1.0  # Of positives in the loss of yes or no.
-  pretrained: str = ""  # Workdir of genomics.pretrain to start from.
   data_seed: int = 0  # Of negatives and windows that are drawn.
 
 
@@ -285,20 +282,11 @@ def make_task(
 
   Returns:
     The task.
-
-  Raises:
-    UserError: if `config.pretrained` does not fit.
   """
-  start = _pretrained(config, model)
 
   def init(rng: jax.Array) -> Any:
     tokens = jnp.zeros((1, 8), jnp.int32)
-    found = dict(model.init(rng, tokens, jnp.ones((1, 8), bool)))
-    if start is not None:
-      params = dict(found["params"])
-      params["encoder"] = nn.meta.replace_boxed(params["encoder"], start)
-      found["params"] = params
-    return found
+    return model.init(rng, tokens, jnp.ones((1, 8), bool))
 
   def loss(params: Any, carried: Any, batch: Any, rng: jax.Array) -> Any:
     logits, new = model.apply(
@@ -326,23 +314,6 @@ def make_task(
     loss_unit=units.get(objective, "bits/row"),
     loss_scale=1 / math.log(2),
   )
-
-
-def _pretrained(config: ClassifierConfig, model: Classifier) -> Any:
-  """Parameters of an encoder that `genomics.pretrain` trained."""
-  if not config.pretrained:
-    return None
-  whole = heads.MaskedLanguageModel(model.cfg)
-  tokens = jnp.zeros((1, 8), jnp.int32)
-  shapes = nn.unbox(jax.eval_shape(whole.init, jax.random.key(0), tokens))
-  everywhere = sharding.replicated(sharding.make_mesh(config.mesh))
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    shapes["params"],
-  )
-  files.say(f"starting from the encoder of {config.pretrained}")
-  workdir = pathlib.Path(config.pretrained)
-  return jax.device_get(checkpoint.parameters(workdir, like)["encoder"])
 
 
 class Predictor:

@@ -39,7 +39,8 @@ def test_from_a_pretrained_encoder_to_a_report(tmp_path):
   assert found["floors"]["uniform"] == 2.0
   train, workdir = tiny.module("promoter"), tmp_path / "whole"
   form = _QUICK | {
-    "pretrained": str(tmp_path / "pretrained"),
+    "initial": str(tmp_path / "pretrained"),
+    "initial_part": "encoder",
     "positions": "rotary",
     "both_strands": True,
   }
