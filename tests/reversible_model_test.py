@@ -172,6 +172,7 @@ def test_state_moves_once():
   assert [int(x) for x in steps] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_rows_decode_as_they_are_trained():
   strict = dataclasses.replace(_REFORMER, strict=True)
   for options in (dict(tie_embeddings=True), dict(positions="learned")):
@@ -246,6 +247,7 @@ def _kept_bytes(depth, residuals):
   return size(kept) - size(params)
 
 
+@pytest.mark.slow
 def test_activation_memory_does_not_grow_with_depth():
   """But by what must be kept: buckets, 4 bytes a token, head and round."""
   buckets = 2 * 2 * T * 2 * 4

@@ -65,6 +65,7 @@ def test_it_declares_what_its_parts_do():
     six.apply(params, state, q, k, v, mask=jaxattn.packed(ids))
 
 
+@pytest.mark.slow
 def test_parts_keep_caches_of_their_own():
   method = jaxattn.split_heads((_LOCAL, 4), (jaxattn.dense(), 2))
   params, state = method.init(jax.random.key(1), _SHAPES)

@@ -76,6 +76,7 @@ def test_a_finished_run_is_not_repeated(finished, capsys):
   assert "compiling" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_longer_rows_start_from_shorter_ones(finished, tmp_path, capsys):
   """Learned positions are repeated, as in Longformer."""
   config, workdir, _ = finished
@@ -195,6 +196,7 @@ def test_configurations_make_their_models(config):
   forms.make(config, hiding.Hider(tokens_lib.Bytes())).check(1)
 
 
+@pytest.mark.slow
 def test_cpc_finds_the_hidden_lines():
   """Lines that their neighbours tell: `a1`, `a2`, ... and `b1`, `b2`, ..."""
   lines = [

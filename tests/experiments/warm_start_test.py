@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from experiments.common import checkpoint
 from experiments.common import files
+from experiments.common import tokens
 from experiments.mlm import train as mlm
 from experiments.mlm.configs import smoke as mlm_smoke
 from experiments.qa import train as qa
@@ -60,23 +61,28 @@ def test_a_reader_starts_from_a_masked_language_model(
   qa.run(config, tmp_path)
   said = capsys.readouterr().out
   assert f"starting from the encoder of {pretrained}" in said
-  model = qa.make_model(config, 257)
-  variables = model.init(jax.random.key(0), np.zeros((1, 8), np.int32))
+  corpus = qa.corpora.load(config)
+  model = qa.make_model(config, 257, corpus)
+  rows = qa.rows_lib.Rows(
+    corpus.test, tokens.Bytes(), qa.make_form(config, corpus)
+  )
+  batch = jax.tree.map(lambda x: x[None], rows[0])
+  variables = jax.jit(model.init)(jax.random.key(0), batch)
   like = nn.unbox(variables)["params"]
   reader = checkpoint.parameters(tmp_path, like)
   first = checkpoint.parameters(pretrained, like, part="encoder")
   for name, new in reader["encoder"].items():
     if name != "type_embed":  # The language model has none.
       jax.tree.map(np.testing.assert_array_equal, new, first["encoder"][name])
-  jax.tree.map(np.testing.assert_array_equal, first["answers"], like["answers"])
+  jax.tree.map(np.testing.assert_array_equal, first["heads"], like["heads"])
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
     ({"initial": ""}, "initial_part names a part"),
-    ({"initial_part": "decoder"}, "no part 'decoder'; it has: answers, enc"),
-    ({"initial_part": ""}, "answers/.* is None in"),
+    ({"initial_part": "decoder"}, "no part 'decoder'; it has: encoder, heads"),
+    ({"initial_part": ""}, "bias is .* None in this model"),
     ({"width": 32}, "both need the same sizes"),
   ],
 )
