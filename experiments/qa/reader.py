@@ -245,7 +245,9 @@ def answer_nats(said: Said, batch: Batch) -> jax.Array:
   if said.candidates is not None:
     logits = jax.nn.log_softmax(said.candidates)
     right = jnp.maximum(batch["chosen"], 0)
-    return -jnp.take_along_axis(logits, right[:, None], axis=1)[:, 0]
+    nats = -jnp.take_along_axis(logits, right[:, None], axis=1)[:, 0]
+    # Where no candidate is right there is nothing to learn.
+    return jnp.where(batch["chosen"] < 0, 0.0, nats)
   assert said.spans is not None
   nats = answers.span_loss(said.spans.start, said.spans.end, batch["spans"])
   if said.spans.types is not None:

@@ -180,11 +180,4 @@ class Rows:
 
   def batches(self, batch_size: int) -> Iterator[rows_lib.Batch]:
     """All rows, in order; the last batch is filled with unknown tokens."""
-    for low in range(0, len(self._groups), batch_size):
-      found = []
-      for index in range(low, low + batch_size):
-        row = self[min(index, len(self._groups) - 1)]
-        if index >= len(self._groups):
-          row["known"] = np.zeros_like(row["known"])
-        found.append(row)
-      yield {name: np.stack([x[name] for x in found]) for name in found[0]}
+    return rows.whole_batches(self, len(self._groups), batch_size)

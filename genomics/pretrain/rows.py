@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,11 +81,27 @@ class Rows:
 
   def batches(self, batch_size: int) -> Iterator[rows_lib.Batch]:
     """All windows, in order; the last batch is filled with unknown tokens."""
-    for low in range(0, len(self._windows), batch_size):
-      found = []
-      for index in range(low, low + batch_size):
-        row = self[min(index, len(self._windows) - 1)]
-        if index >= len(self._windows):
-          row["known"] = np.zeros_like(row["known"])
-        found.append(row)
-      yield {name: np.stack([x[name] for x in found]) for name in found[0]}
+    return whole_batches(self, len(self._windows), batch_size)
+
+
+def whole_batches(
+  rows: Any, count: int, batch_size: int
+) -> Iterator[rows_lib.Batch]:
+  """The first rows, in order; the last batch is filled with unknown tokens.
+
+  Args:
+    rows: by random access, with `known` in each.
+    count: of rows to give.
+    batch_size: of every batch.
+
+  Yields:
+    Batches.
+  """
+  for low in range(0, count, batch_size):
+    found = []
+    for index in range(low, low + batch_size):
+      row = rows[min(index, count - 1)]
+      if index >= count:
+        row["known"] = np.zeros_like(row["known"])
+      found.append(row)
+    yield {name: np.stack([x[name] for x in found]) for name in found[0]}

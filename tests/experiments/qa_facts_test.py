@@ -213,3 +213,9 @@ def test_etc_refuses_what_it_would_ignore():
   corpus = train.corpora.Corpus("c", "r", documents, documents, documents)
   with pytest.raises(files.UserError, match="--config.method must be 'dense'"):
     train.make_model(config, 300, corpus)
+
+
+def test_questions_without_a_right_candidate_teach_nothing():
+  said = reader.Said(None, jax.numpy.array([[0.0, 1.0], [0.0, 1.0]]))
+  nats = reader.answer_nats(said, {"chosen": jax.numpy.array([0, -1])})
+  np.testing.assert_allclose(nats, [np.log(1 + np.e), 0.0], rtol=1e-6)
